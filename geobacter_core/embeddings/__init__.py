@@ -1,0 +1,1 @@
+"""Embedding tables: their schema, how they are made, and questions to them."""

@@ -1,0 +1,195 @@
+"""Embed a region: a window for every cell, identical windows once, one sorted GeoParquet table.
+
+Cells come in batches of one coarse H3 cell, each written as a part; the parts, already in order, are then strung
+together. A killed run goes on with the parts that are there.
+"""
+
+import hashlib
+import logging
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import shapely
+from numpy.typing import NDArray
+
+from geobacter_core.embeddings.table import read_metadata, rows, table_writer
+from geobacter_core.encoder.registry import Encoder, EncoderVersion
+from geobacter_core.errors import EmbeddingsError
+from geobacter_core.files import digest_of, remove_temporaries, sha256_of_file, written_aside
+from geobacter_core.geo import Cells, cells_within
+from geobacter_core.tiles.cache import TileCache
+from geobacter_core.tiles.window import WindowReader
+
+VERSION = "1"
+"""Raise when the same tiles and encoder would give another table."""
+
+_SLICE = 512
+_REMEMBERED_WINDOWS = 200_000
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedResult:
+    """A region's table: where it is, its digest, and what it took.
+
+    Attributes:
+        path: The GeoParquet file.
+        digest: Hex SHA-256 of the file: the asset's data version.
+        n_cells: Rows.
+        n_encoded: Windows that went through the encoder in this run; 0 when the table was up to date.
+        was_current: Whether the table was kept as it was.
+    """
+
+    path: Path
+    digest: str
+    n_cells: int
+    n_encoded: int
+    was_current: bool
+
+
+def embed_region(
+    path: Path,
+    cache: TileCache,
+    ground: shapely.Geometry,
+    resolution: int,
+    version: EncoderVersion,
+    load: Callable[[EncoderVersion], Encoder],
+    on_cells: Callable[[int], None] = lambda done: None,
+) -> EmbedResult:
+    """Write the embedding table of a region to `path`; a table that is up to date is kept.
+
+    Args:
+        path: The GeoParquet file.
+        cache: The region's tiles.
+        ground: What the region covers, in degrees.
+        resolution: H3 resolution of the cells.
+        version: The encoder to use.
+        load: Loads it; called only if something is to be encoded.
+        on_cells: Called with the number of cells done.
+
+    Raises:
+        EmbeddingsError: The encoder takes windows of another style, or no cell lies in the region.
+        TileCacheError: A chunk is missing or damaged.
+    """
+    manifest = cache.manifest
+    if manifest.style != version.style or cache.n_channels != version.n_channels:
+        raise EmbeddingsError(
+            f"Region '{manifest.region}': encoder {version.name} takes windows of style '{version.style}' with "
+            f"{version.n_channels} channels, the tiles are '{manifest.style}' with {cache.n_channels}. "
+            "Materialise tile_cache in that style, or train an encoder on this one."
+        )
+    recipe = digest_of("embeddings", VERSION, manifest.digest, shapely.to_wkt(ground), resolution, version.digest, version.name)
+    current = _current(path, recipe)
+    if current is not None:
+        _log.info("%s: the embedding table is up to date", manifest.region)
+        return current
+    work = path.parent / f"parts-{recipe[:16]}"
+    _clean(path.parent, keep=work)
+    work.mkdir(parents=True, exist_ok=True)
+    table = _Embedder(cache, version, load, manifest.osm_timestamp)
+    parts: list[Path] = []
+    n_cells = 0
+    for cells in cells_within(ground, resolution):
+        part = work / f"{cells.names[0]}.parquet"
+        if not part.exists():
+            with written_aside(part) as temporary:
+                pq.write_table(table.embed(cells, on_cells, n_cells), temporary, compression="zstd")
+        parts.append(part)
+        n_cells += len(cells)
+        on_cells(n_cells)
+    if not n_cells:
+        raise EmbeddingsError(
+            f"Region '{manifest.region}': no cell of resolution {resolution} has its centre in the region. "
+            "Give it a finer cell_resolution in regions.toml."
+        )
+    metadata = {
+        "recipe": recipe,
+        "region": manifest.region,
+        "cell_resolution": resolution,
+        "encoder": version.name,
+        "encoder_digest": version.digest,
+        "size_m": version.size_m,
+        "size_px": version.size_px,
+        "style": f"{manifest.style}/{manifest.style_version}",
+        "tiles": manifest.digest,
+        "extract_sha256": manifest.extract_sha256,
+        "osm_timestamp": manifest.osm_timestamp,
+        "n_cells": n_cells,
+    }
+    with written_aside(path) as temporary, table_writer(temporary, version.embedding_dim, metadata) as writer:
+        for part in parts:
+            writer.write_table(pq.read_table(part).cast(writer.schema.remove_metadata()))
+    shutil.rmtree(work, ignore_errors=True)
+    return EmbedResult(path, sha256_of_file(path), n_cells, table.n_encoded, was_current=False)
+
+
+def _current(path: Path, recipe: str) -> EmbedResult | None:
+    try:
+        metadata = read_metadata(path)
+    except EmbeddingsError:
+        return None
+    if metadata.get("recipe") != recipe:
+        return None
+    return EmbedResult(path, sha256_of_file(path), int(metadata["n_cells"]), 0, was_current=True)
+
+
+def _clean(folder: Path, keep: Path) -> None:
+    """Remove what runs with other inputs left unfinished."""
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_temporaries(folder)
+    for other in folder.glob("parts-*"):
+        if other != keep:
+            shutil.rmtree(other, ignore_errors=True)
+    if keep.exists():
+        remove_temporaries(keep)
+
+
+class _Embedder:
+    """Cuts, recognises and encodes the windows of cells."""
+
+    def __init__(
+        self, cache: TileCache, version: EncoderVersion, load: Callable[[EncoderVersion], Encoder], osm_timestamp: str
+    ) -> None:
+        self._reader = WindowReader(cache, version.size_m, version.size_px, budget_bytes=1 << 30)
+        self._version = version
+        self._load = load
+        self._encoder: Encoder | None = None
+        self._known: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
+        self._style = f"{cache.manifest.style}/{cache.manifest.style_version}"
+        self._osm_timestamp = osm_timestamp
+        self.n_encoded = 0
+
+    def embed(self, cells: Cells, on_cells: Callable[[int], None], n_before: int) -> pa.Table:
+        """The rows of a batch of cells."""
+        embeddings = np.empty((len(cells), self._version.embedding_dim), np.float32)
+        digests: list[bytes] = []
+        for begin in range(0, len(cells), _SLICE):
+            part = slice(begin, begin + _SLICE)
+            windows = self._reader.windows(cells.lon[part], cells.lat[part])
+            found = [hashlib.sha256(window).digest() for window in windows]
+            embeddings[part] = self._embed_windows(windows, found)
+            digests += found
+            on_cells(n_before + len(digests))
+        return rows(cells, embeddings, digests, self._version.name, self._style, self._osm_timestamp)
+
+    def _embed_windows(self, windows: NDArray[np.uint8], digests: list[bytes]) -> NDArray[np.float32]:
+        first = {digest: index for index, digest in reversed(list(enumerate(digests)))}
+        new = sorted(index for digest, index in first.items() if digest not in self._known)
+        if new:
+            if self._encoder is None:
+                self._encoder = self._load(self._version)
+            for index, embedding in zip(new, self._encoder.encode(windows[new]), strict=True):
+                self._known[digests[index]] = embedding
+            self.n_encoded += len(new)
+        result = np.stack([self._known[digest] for digest in digests])
+        for digest in first:
+            self._known.move_to_end(digest)
+        while len(self._known) > _REMEMBERED_WINDOWS:
+            self._known.popitem(last=False)
+        return result

@@ -1,0 +1,160 @@
+"""The embedding table of a region: GeoParquet, one row per H3 cell, sorted by cell."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyproj
+import shapely
+from numpy.typing import NDArray
+
+from geobacter_core.errors import EmbeddingsError
+from geobacter_core.files import sha256_of_file
+from geobacter_core.geo import Cells
+
+_REMEDY = "Materialise region_embeddings for the region."
+
+
+def schema(embedding_dim: int) -> pa.Schema:
+    """Columns of a table whose embeddings have D numbers."""
+    return pa.schema(
+        [
+            pa.field("cell", pa.string(), nullable=False),
+            pa.field("geometry", pa.binary(), nullable=False),
+            pa.field("lon", pa.float64(), nullable=False),
+            pa.field("lat", pa.float64(), nullable=False),
+            pa.field("embedding", pa.list_(pa.field("element", pa.float32(), nullable=False), embedding_dim), nullable=False),
+            pa.field("window_digest", pa.binary(), nullable=False),
+            pa.field("encoder", pa.string(), nullable=False),
+            pa.field("style", pa.string(), nullable=False),
+            pa.field("osm_timestamp", pa.timestamp("s", tz="UTC"), nullable=False),
+        ]
+    )
+
+
+COLUMNS = {
+    "cell": "H3 index of the cell",
+    "geometry": "the cell's polygon, EPSG:4326, WKB",
+    "lon": "longitude of the cell's centre, degrees",
+    "lat": "latitude of the cell's centre, degrees",
+    "embedding": "float32 vector of length 1",
+    "window_digest": "SHA-256 of the window's pixels",
+    "encoder": "name/version in the MLflow registry",
+    "style": "name/version of the map style",
+    "osm_timestamp": "state of the OSM data",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingTable:
+    """A table that has been read.
+
+    Attributes:
+        cells: H3 strings `[N]`, ascending.
+        lon: Cell centres, degrees, `[N]`.
+        lat: Cell centres, degrees, `[N]`.
+        embeddings: float32 `[N, D]`, rows of length 1.
+        metadata: What the table was made from: region, encoder, digests, counts.
+        digest: Hex SHA-256 of the file: the asset's data version.
+    """
+
+    cells: NDArray[np.str_]
+    lon: NDArray[np.float64]
+    lat: NDArray[np.float64]
+    embeddings: NDArray[np.float32]
+    metadata: Mapping[str, Any]
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What a table says that it was made from.
+
+    Raises:
+        EmbeddingsError: The file is missing, damaged, or not one of Geobacter's.
+    """
+    try:
+        found = pq.read_schema(path).metadata or {}
+        document: dict[str, Any] = json.loads(found[b"geobacter"])
+    except FileNotFoundError:
+        raise EmbeddingsError(f"{path} does not exist. {_REMEDY}") from None
+    except (pa.ArrowException, OSError, KeyError, ValueError) as problem:
+        raise EmbeddingsError(f"{path} is damaged: {problem}. {_REMEDY}") from None
+    return document
+
+
+def read_table(path: Path) -> EmbeddingTable:
+    """Read a region's table into memory.
+
+    Raises:
+        EmbeddingsError: The file is missing or damaged.
+    """
+    metadata = read_metadata(path)
+    try:
+        table = pq.read_table(path, columns=["cell", "lon", "lat", "embedding"]).combine_chunks()
+    except (pa.ArrowException, OSError) as problem:
+        raise EmbeddingsError(f"{path} is damaged: {problem}. {_REMEDY}") from None
+    embedding = table["embedding"].combine_chunks()
+    dim = embedding.type.list_size
+    values = embedding.flatten().to_numpy(zero_copy_only=False)
+    return EmbeddingTable(
+        cells=np.array(table["cell"].to_pylist()),
+        lon=table["lon"].to_numpy(),
+        lat=table["lat"].to_numpy(),
+        embeddings=values.reshape(-1, dim),
+        metadata=metadata,
+        digest=sha256_of_file(path),
+    )
+
+
+def rows(
+    cells: Cells, embeddings: NDArray[np.float32], digests: list[bytes], encoder: str, style: str, osm_timestamp: str
+) -> pa.Table:
+    """Cells with their embeddings `[N, D]` and window digests as rows of a table."""
+    n, dim = embeddings.shape
+    flat = pa.array(np.ascontiguousarray(embeddings).reshape(-1), pa.float32())
+    seconds = np.datetime64(osm_timestamp.removesuffix("Z"), "s").astype(np.int64)
+    columns = schema(dim)
+    return pa.Table.from_arrays(
+        [
+            pa.array(cells.names, pa.string()),
+            pa.array(shapely.to_wkb(cells.polygons), pa.binary()),
+            pa.array(cells.lon),
+            pa.array(cells.lat),
+            pa.FixedSizeListArray.from_arrays(flat, type=columns.field("embedding").type),
+            pa.array(digests, pa.binary()),
+            pa.array([encoder] * n, pa.string()),
+            pa.array([style] * n, pa.string()),
+            pa.array(np.full(n, seconds), pa.timestamp("s", tz="UTC")),
+        ],
+        schema=columns,
+    )
+
+
+@contextmanager
+def table_writer(path: Path, embedding_dim: int, metadata: Mapping[str, Any]) -> Iterator[pq.ParquetWriter]:
+    """A writer of GeoParquet 1.1 that carries `metadata`."""
+    geo = {
+        "version": "1.1.0",
+        "primary_column": "geometry",
+        "columns": {
+            "geometry": {
+                "encoding": "WKB",
+                "geometry_types": ["Polygon"],
+                "crs": pyproj.CRS.from_epsg(4326).to_json_dict(),
+            }
+        },
+    }
+    columns = schema(embedding_dim).with_metadata(
+        {"geo": json.dumps(geo), "geobacter": json.dumps(dict(metadata), sort_keys=True)}
+    )
+    with pq.ParquetWriter(path, columns, compression="zstd") as writer:
+        yield writer

@@ -1,0 +1,84 @@
+"""How good an encoder is: triplet accuracy and retrieval on test windows, which no train window overlaps."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from geobacter_core.encoder.data import RegionData, TripletWindows
+
+Embeddings = NDArray[np.float32]
+Encode = Callable[[torch.Tensor], Embeddings]
+_BATCH = 64
+_MEMORY_BYTES = 1 << 30
+MAX_TRIPLETS = 2000
+"""So many test triplets are used at most; their order is random already, so these are a fair sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Figures in [0, 1] over `n` test triplets.
+
+    Attributes:
+        triplet_accuracy: Share of triplets whose positive is nearer to the anchor than its negative is.
+        recall_at_1: Share of anchors whose positive is the nearest of all test positives.
+        recall_at_10: Share of anchors whose positive is among the ten nearest.
+        n: Triplets.
+    """
+
+    triplet_accuracy: float
+    recall_at_1: float
+    recall_at_10: float
+    n: int
+
+    def as_metrics(self, prefix: str) -> dict[str, float]:
+        """As MLflow metrics, each name behind a prefix."""
+        return {
+            f"{prefix}triplet_accuracy": self.triplet_accuracy,
+            f"{prefix}recall_at_1": self.recall_at_1,
+            f"{prefix}recall_at_10": self.recall_at_10,
+        }
+
+
+class TestWindows:
+    """The test windows of several regions, cut once, for every encoder of that window size to be measured on."""
+
+    __test__ = False  # pytest takes every Test* for tests
+
+    def __init__(self, regions: Sequence[RegionData], size_px: int, size_m: float | None = None) -> None:
+        """Cut the windows, of the triplets' size unless `size_m` says another (ground metres)."""
+        data = TripletWindows(regions, "test", size_px, _MEMORY_BYTES, size_m)
+        index = np.arange(len(data))
+        if len(data) > MAX_TRIPLETS:
+            # The regions' shares stay as they are: every k-th triplet of the regions in a row.
+            index = np.linspace(0, len(data) - 1, MAX_TRIPLETS).astype(np.int64)
+        self.region = data.region[index]
+        batches = [data.windows(part) for part in np.array_split(index, max(1, len(index) // _BATCH))]
+        self.anchor, self.positive, self.negative = (
+            torch.cat([batch.chunk(3)[role] for batch in batches]) for role in range(3)
+        )
+
+    def __len__(self) -> int:
+        return len(self.region)
+
+    def score(self, encode: Encode) -> Scores:
+        """Measure an encoder, given as a function from uint8 `[N, C, H, W]` to float32 `[N, D]` of length 1."""
+        anchor, positive, negative = (encode(windows) for windows in (self.anchor, self.positive, self.negative))
+        return Scores(
+            float(np.mean(np.sum(anchor * positive, axis=1) > np.sum(anchor * negative, axis=1))),
+            recall_at(anchor, positive, 1),
+            recall_at(anchor, positive, 10),
+            len(anchor),
+        )
+
+
+def recall_at(anchor: Embeddings, positive: Embeddings, k: int) -> float:
+    """Share of anchors `[N, D]` whose own row is among the k positives `[N, D]` of the highest cosine."""
+    hits = 0
+    for begin in range(0, len(anchor), 1024):
+        cosine = anchor[begin : begin + 1024] @ positive.T
+        own = cosine[np.arange(len(cosine)), begin + np.arange(len(cosine))]
+        hits += int(np.sum(np.sum(cosine > own[:, None], axis=1) < k))
+    return hits / len(anchor)

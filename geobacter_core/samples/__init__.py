@@ -1,0 +1,1 @@
+"""Triplets: anchor, near and far places, split into train and test by blocks of ground."""

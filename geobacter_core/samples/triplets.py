@@ -1,0 +1,426 @@
+"""Triplets: places where there is something to see, a place near each, and a place far from it.
+
+After Jean, Wang, Samar, Azzari, Lobell, Ermon: "Tile2Vec: unsupervised representation learning for spatially
+distributed data" (AAAI 2019) and sentiance's Loc2Vec (2018), with the options of the original Geobacter.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import shapely
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from geobacter_core.errors import SamplesError
+from geobacter_core.files import digest_of, sha256_of_file, written_aside
+from geobacter_core.geo import (
+    CHUNK_PX,
+    Bounds,
+    Floats,
+    Tile,
+    ground_distance_m,
+    lonlat_to_pixel,
+    mercator_scale,
+    pixel_to_lonlat,
+    window_half_px,
+)
+from geobacter_core.samples.split import BlockSplit, block_split
+from geobacter_core.tiles.cache import TileCache
+from geobacter_core.tiles.window import WindowReader, reach
+
+VERSION = "1"
+"""Raise when the same tiles and settings would give other triplets."""
+
+MAX_SHIFT = 0.1
+"""Training may shift a window by this share of its side; the split keeps room for it."""
+
+_ENTROPY_PX = 64
+"""Entropy is that of the window at about this many pixels a side."""
+_BATCH = 512
+_MAX_ROUNDS = 12
+_NEAR_TRIES = 8
+_FAR_TRIES = 32
+_ROLES = ("anchor", "positive", "negative")
+_log = logging.getLogger(__name__)
+
+SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.int64()),
+        ("split", pa.string()),
+        ("block", pa.string()),
+        *((f"{role}_{axis}", pa.float64()) for role in _ROLES for axis in ("lon", "lat")),
+        *((f"{role}_entropy", pa.float32()) for role in _ROLES),
+    ]
+)
+
+
+class SampleSettings(BaseModel):
+    """How triplets are drawn. The original's values, scaled down where the region is small.
+
+    Attributes:
+        sample_count: Triplets to draw; by default 1,500 per km² of ground, 4,000 to 100,000.
+        size_m: Side of the windows in ground metres (the original's `--buffer 100` is 200 m).
+        distance_m: Largest distance of a positive; by default 500 m, or a tenth of the region's side.
+        negative_min_m: Smallest distance of a negative; by default twice `distance_m`.
+        block_m: Side of the blocks of the split; by default a sixth of the region's side.
+        min_entropy: A window below is empty, in bits (Shannon, mean over channels, 0 to 8).
+        empty_share: Share of triplets whose anchor may be empty.
+        seed: Of every random choice.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sample_count: int | None = Field(default=None, ge=10, le=20_000_000)
+    size_m: float = Field(default=200.0, ge=20, le=2000)
+    distance_m: float | None = Field(default=None, gt=0, le=50_000)
+    negative_min_m: float | None = Field(default=None, ge=0, le=500_000)
+    block_m: float | None = Field(default=None, ge=30, le=100_000)
+    min_entropy: float = Field(default=0.5, ge=0, le=8)
+    empty_share: float = Field(default=0.05, ge=0, le=0.5)
+    seed: int = Field(default=1, ge=0, le=2**31 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Triplets:
+    """A table of triplets and what its metadata says.
+
+    Attributes:
+        table: By `SCHEMA`, ordered by `sample_id`.
+        metadata: Seed, window size, distances, counts and the tile cache's recipe.
+        digest: Hex SHA-256 of the file: the asset's data version.
+    """
+
+    table: pa.Table
+    metadata: dict[str, str | int | float | None]
+    digest: str
+
+    @property
+    def size_m(self) -> float:
+        """Side of the windows in ground metres."""
+        return float(self.metadata["size_m"] or 0)
+
+    def lonlat(self, split: str) -> NDArray[np.float64]:
+        """Places of a split in degrees, float64 `[N, 3, 2]`: anchor, positive, negative; lon, lat."""
+        rows = self.table.filter(pc.equal(self.table["split"], split))
+        columns = [rows[f"{role}_{axis}"].to_numpy() for role in _ROLES for axis in ("lon", "lat")]
+        return np.stack(columns, axis=1).reshape(-1, 3, 2)
+
+
+@dataclass(slots=True)
+class _Pool:
+    """Anchors with their positives: a struct of arrays."""
+
+    split: NDArray[np.str_]
+    anchor: Floats
+    positive: Floats
+    anchor_entropy: Floats
+    positive_entropy: Floats
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def take(self, index: NDArray[np.int64] | NDArray[np.bool_]) -> "_Pool":
+        return _Pool(
+            self.split[index],
+            self.anchor[index],
+            self.positive[index],
+            self.anchor_entropy[index],
+            self.positive_entropy[index],
+        )
+
+
+def load_triplets(path: Path) -> Triplets:
+    """Read a region's triplets.
+
+    Raises:
+        SamplesError: The file is missing or damaged.
+    """
+    remedy = "Materialise triplet_samples for the region."
+    try:
+        table = pq.read_table(path)
+        document = json.loads((table.schema.metadata or {})[b"geobacter"])
+    except FileNotFoundError:
+        raise SamplesError(f"{path} does not exist. {remedy}") from None
+    except (pa.ArrowException, OSError, KeyError, ValueError) as problem:
+        raise SamplesError(f"{path} is damaged: {problem}. {remedy}") from None
+    if not table.schema.equals(SCHEMA):
+        raise SamplesError(f"{path} does not have the columns of a table of triplets. {remedy}")
+    return Triplets(table, document, sha256_of_file(path))
+
+
+def build_triplets(
+    path: Path,
+    cache: TileCache,
+    bounds: Bounds,
+    ground: shapely.Geometry,
+    settings: SampleSettings,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Triplets:
+    """Draw a region's triplets into `path`; an up-to-date file is kept.
+
+    Chunks are visited one after the other, so memory holds one neighbourhood of tiles and the triplets themselves.
+
+    Args:
+        path: The Parquet file.
+        cache: The region's tiles.
+        bounds: The region's box.
+        ground: What the region covers, in degrees.
+        settings: How to draw.
+        on_progress: Called with triplets found so far and wanted.
+
+    Raises:
+        SamplesError: The region is too small or too empty for triplets.
+        TileCacheError: A chunk is missing or damaged.
+    """
+    recipe = digest_of("samples", VERSION, cache.manifest.recipe, cache.manifest.digest, bounds, settings.model_dump())
+    try:
+        present = load_triplets(path)
+        if present.metadata.get("recipe") == recipe:
+            _log.info("%s: triplets are up to date", cache.manifest.region)
+            return present
+    except SamplesError:
+        pass
+    settings = _resolved(settings, bounds, ground)
+    split = block_split(bounds, ground, settings.size_m, settings.block_m, settings.seed)
+    pool = _draw_pool(cache, ground, split, settings, on_progress)
+    table, n_relaxed = _with_negatives(pool, split, settings)
+    counts = {name: int(np.sum(pool.split == name)) for name in ("train", "test")}
+    document = {
+        "recipe": recipe,
+        "region": cache.manifest.region,
+        "style": f"{cache.manifest.style}/{cache.manifest.style_version}",
+        "tiles": cache.manifest.digest,
+        **settings.model_dump(),
+        "blocks": f"{split.columns} × {split.rows}",
+        "n_train": counts["train"],
+        "n_test": counts["test"],
+        "n_empty": int(np.sum(pool.anchor_entropy < settings.min_entropy)),
+        "n_negatives_nearer_than_minimum": n_relaxed,
+    }
+    table = table.replace_schema_metadata({"geobacter": json.dumps(document, sort_keys=True)})
+    with written_aside(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+    return load_triplets(path)
+
+
+def _resolved(settings: SampleSettings, bounds: Bounds, ground: shapely.Geometry) -> SampleSettings:
+    """The settings with every default that depends on the region filled in."""
+    width_m, height_m = bounds.size_m
+    side_m = float(np.sqrt(width_m * height_m))
+    area_km2 = width_m * height_m / 1e6 * float(ground.area / bounds.polygon.area)
+    distance_m = settings.distance_m or round(min(500.0, side_m / 10), 1)
+    return settings.model_copy(
+        update={
+            "sample_count": settings.sample_count or int(np.clip(1500 * area_km2, 4000, 100_000)),
+            "distance_m": distance_m,
+            "negative_min_m": 2 * distance_m if settings.negative_min_m is None else settings.negative_min_m,
+        }
+    )
+
+
+def _draw_pool(
+    cache: TileCache,
+    ground: shapely.Geometry,
+    split: BlockSplit,
+    settings: SampleSettings,
+    on_progress: Callable[[int, int], None],
+) -> _Pool:
+    """Anchors and positives, as many as wanted, in an order that the seed alone decides."""
+    wanted = settings.sample_count or 0
+    chunks = [summary.tile for summary in cache.manifest.chunks]
+    areas = np.array([_ground_m2(chunk, ground) for chunk in chunks])
+    reader = WindowReader(cache, settings.size_m, _ENTROPY_PX, budget_bytes=512 << 20)
+    shapely.prepare(ground)
+    found: list[_Pool] = []
+    n_found = 0
+    yield_rate = 0.5
+    for round_ in range(_MAX_ROUNDS):
+        n_candidates = int(min(max((wanted - n_found) / yield_rate * 1.1, 200), 20 * wanted))
+        quotas = _quotas(areas, n_candidates)
+        before = n_found
+        for chunk, quota in zip(chunks, quotas, strict=True):
+            rng = np.random.default_rng([settings.seed, round_, chunk.x, chunk.y])
+            pool = _draw_in_chunk(reader, chunk, int(quota), ground, split, settings, rng)
+            found.append(pool)
+            n_found += len(pool)
+            on_progress(min(n_found, wanted), wanted)
+        if n_found >= wanted:
+            break
+        yield_rate = max((n_found - before) / max(int(quotas.sum()), 1), 0.02)
+    pool = _joined(found)
+    pool = pool.take(_kept(pool, settings, np.random.default_rng([settings.seed, 1 << 20])))
+    for name, least in (("train", 2), ("test", 2)):
+        if int(np.sum(pool.split == name)) < least:
+            raise SamplesError(
+                f"Region '{cache.manifest.region}': no place for {name} windows of {settings.size_m:g} m where there is "
+                f"something to see (entropy of {settings.min_entropy:g} bits). Use smaller windows or blocks, a lower "
+                "min_entropy, or set train = false for the region."
+            )
+    if len(pool) < wanted:
+        _log.warning("%s: found %d of %d triplets", cache.manifest.region, len(pool), wanted)
+    return pool
+
+
+def _kept(pool: _Pool, settings: SampleSettings, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Which to keep: as many as wanted, at random, with no more than the allowed share of empty anchors."""
+    order = rng.permutation(len(pool))
+    is_empty = pool.anchor_entropy[order] < settings.min_entropy
+    n_full = int(np.sum(~is_empty))
+    n_empty_allowed = int(settings.empty_share / (1 - settings.empty_share) * n_full)
+    order = order[~is_empty | (np.cumsum(is_empty) <= n_empty_allowed)]
+    return order[: settings.sample_count]
+
+
+def _joined(pools: list[_Pool]) -> _Pool:
+    return _Pool(
+        *(
+            np.concatenate([getattr(pool, name) for pool in pools])
+            for name in ("split", "anchor", "positive", "anchor_entropy", "positive_entropy")
+        )
+    )
+
+
+def _ground_m2(chunk: Tile, ground: shapely.Geometry) -> float:
+    """Square metres of the region's ground in a chunk."""
+    box = chunk.bounds
+    share = float(shapely.intersection(box.polygon, ground).area / box.polygon.area)
+    scale_x, scale_y = mercator_scale(np.array([(box.south + box.north) / 2]))
+    west, south, east, north = chunk.mercator_box
+    return share * (east - west) * (north - south) / float(scale_x[0] * scale_y[0])
+
+
+def _quotas(areas: Floats, n: int) -> NDArray[np.int64]:
+    """`n` split in proportion to areas, without losing any to rounding."""
+    edges = np.round(np.cumsum(areas) / areas.sum() * n).astype(np.int64)
+    return np.diff(edges, prepend=0)
+
+
+def _draw_in_chunk(
+    reader: WindowReader,
+    chunk: Tile,
+    n: int,
+    ground: shapely.Geometry,
+    split: BlockSplit,
+    settings: SampleSettings,
+    rng: np.random.Generator,
+) -> _Pool:
+    """Up to `n` anchors with positives whose anchor lies in a chunk."""
+    anchor = _places_in(chunk, n, ground, rng)
+    side = split.assign(anchor[:, 0], anchor[:, 1], settings.size_m, reach(MAX_SHIFT))
+    anchor, side = anchor[side != ""], side[side != ""]
+    positive, has_positive = _near(anchor, side, ground, split, settings, rng)
+    anchor, side, positive = anchor[has_positive], side[has_positive], positive[has_positive]
+    anchor_entropy = entropies(reader, anchor)
+    # Empty anchors are everywhere in some regions; most go at once, the rest once the share is known.
+    keep = (anchor_entropy >= settings.min_entropy) | (rng.random(len(anchor)) < settings.empty_share)
+    anchor, side, positive, anchor_entropy = anchor[keep], side[keep], positive[keep], anchor_entropy[keep]
+    return _Pool(side, anchor, positive, anchor_entropy, entropies(reader, positive))
+
+
+def _places_in(chunk: Tile, n: int, ground: shapely.Geometry, rng: np.random.Generator) -> Floats:
+    """`n` places of the region's ground within a chunk, uniform over it, `[≤ n, 2]` degrees."""
+    places: list[Floats] = []
+    n_found = 0
+    for _ in range(200):
+        if n_found >= n:
+            break
+        x = (chunk.x + rng.random(4 * n)) * CHUNK_PX
+        y = (chunk.y + rng.random(4 * n)) * CHUNK_PX
+        lon, lat = pixel_to_lonlat(x, y)
+        inside = shapely.contains_xy(ground, lon, lat)
+        places.append(np.stack([lon, lat], axis=1)[inside])
+        n_found += int(inside.sum())
+    return np.concatenate(places)[:n] if places else np.empty((0, 2))
+
+
+def _near(
+    anchor: Floats,
+    side: NDArray[np.str_],
+    ground: shapely.Geometry,
+    split: BlockSplit,
+    settings: SampleSettings,
+    rng: np.random.Generator,
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """A place of the same split within `distance_m` of each anchor, uniform over that disc, where one is found."""
+    positive = anchor.copy()
+    found = np.zeros(len(anchor), bool)
+    px_per_m = window_half_px(anchor[:, 1], 2.0)
+    x, y = lonlat_to_pixel(anchor[:, 0], anchor[:, 1])
+    for _ in range(_NEAR_TRIES):
+        radius = (settings.distance_m or 0) * np.sqrt(rng.random(len(anchor)))
+        angle = rng.uniform(0, 2 * np.pi, len(anchor))
+        lon, lat = pixel_to_lonlat(x + radius * np.cos(angle) * px_per_m[0], y + radius * np.sin(angle) * px_per_m[1])
+        fits = split.assign(lon, lat, settings.size_m, reach(MAX_SHIFT)) == side
+        fits &= shapely.contains_xy(ground, lon, lat) & ~found
+        positive[fits] = np.stack([lon, lat], axis=1)[fits]
+        found |= fits
+    return positive, found
+
+
+def entropies(reader: WindowReader, lonlat: Floats) -> Floats:
+    """Shannon entropy of windows in bits, the mean over channels, 0 (one colour) to 8: float64 `[N]`."""
+    found: list[float] = []
+    for begin in range(0, len(lonlat), _BATCH):
+        batch = lonlat[begin : begin + _BATCH]
+        found += [_entropy(box) for box in reader.boxes(batch[:, 0], batch[:, 1])]
+    return np.array(found, dtype=np.float64)
+
+
+def _entropy(pixels: NDArray[np.uint8]) -> float:
+    n_channels = pixels.shape[-1]
+    values = pixels.reshape(-1, n_channels) + np.arange(n_channels, dtype=np.int64) * 256
+    counts = np.bincount(values.ravel(), minlength=256 * n_channels)
+    share = counts[counts > 0] / (pixels.size // n_channels)
+    return float(-np.sum(share * np.log2(share)) / n_channels)
+
+
+def _with_negatives(pool: _Pool, split: BlockSplit, settings: SampleSettings) -> tuple[pa.Table, int]:
+    """The table with a far anchor of the same split as each row's negative, and how many are nearer than the minimum."""
+    rng = np.random.default_rng([settings.seed, 2 << 20])
+    negative = np.empty((len(pool), 2))
+    negative_entropy = np.empty(len(pool))
+    n_relaxed = 0
+    for name in ("train", "test"):
+        rows = np.flatnonzero(pool.split == name)
+        chosen = _far(pool.anchor[rows], settings.negative_min_m or 0.0, rng)
+        distance = _distance_m(pool.anchor[rows], pool.anchor[rows][chosen])
+        n_relaxed += int(np.sum(distance < (settings.negative_min_m or 0)))
+        negative[rows], negative_entropy[rows] = pool.anchor[rows][chosen], pool.anchor_entropy[rows][chosen]
+    column, row = split.block_of(*lonlat_to_pixel(pool.anchor[:, 0], pool.anchor[:, 1]))
+    places = {"anchor": pool.anchor, "positive": pool.positive, "negative": negative}
+    entropy = {"anchor": pool.anchor_entropy, "positive": pool.positive_entropy, "negative": negative_entropy}
+    columns: dict[str, object] = {
+        "sample_id": np.arange(len(pool), dtype=np.int64),
+        "split": pool.split.tolist(),
+        "block": [f"{c}-{r}" for c, r in zip(column, row, strict=True)],
+    }
+    columns |= {f"{role}_{axis}": places[role][:, index] for role in _ROLES for index, axis in enumerate(("lon", "lat"))}
+    columns |= {f"{role}_entropy": entropy[role].astype(np.float32) for role in _ROLES}
+    return pa.table(columns, schema=SCHEMA), n_relaxed
+
+
+def _far(places: Floats, least_m: float, rng: np.random.Generator) -> NDArray[np.int64]:
+    """For each place the index of one at least that far away; where tries find none, the farthest that was tried."""
+    best = rng.integers(0, len(places), len(places))
+    best_m = _distance_m(places, places[best])
+    for _ in range(_FAR_TRIES):
+        open_ = np.flatnonzero(best_m < least_m)
+        if not len(open_):
+            break
+        tried = rng.integers(0, len(places), len(open_))
+        tried_m = _distance_m(places[open_], places[tried])
+        better = tried_m > best_m[open_]
+        best[open_[better]], best_m[open_[better]] = tried[better], tried_m[better]
+    return best
+
+
+def _distance_m(a: Floats, b: Floats) -> Floats:
+    return ground_distance_m(a[:, 0], a[:, 1], b[:, 0], b[:, 1])
+

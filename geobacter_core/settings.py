@@ -1,0 +1,68 @@
+"""Where things are: the data folder and the regions file, from the environment."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The folders of a Geobacter installation and the address of its MLflow.
+
+    Attributes:
+        data: Everything that Geobacter makes lies under this folder.
+        regions_file: The `regions.toml` in force.
+        tracking_uri: MLflow's tracking server, or an SQLite file under `data`.
+    """
+
+    data: Path
+    regions_file: Path
+    tracking_uri: str
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
+        """Read `GEOBACTER_DATA` (default `data`), `GEOBACTER_REGIONS` (`regions.toml`) and `MLFLOW_TRACKING_URI`."""
+        data = Path(environment.get("GEOBACTER_DATA") or "data").expanduser().resolve()
+        regions_file = Path(environment.get("GEOBACTER_REGIONS") or "regions.toml").expanduser().resolve()
+        tracking_uri = environment.get("MLFLOW_TRACKING_URI") or f"sqlite:///{data}/mlflow/mlflow.db"
+        return cls(data, regions_file, tracking_uri)
+
+    def extract_folder(self, region: str) -> Path:
+        """`.osm.pbf` and its provenance."""
+        return self.data / "extracts" / region
+
+    def features_folder(self, region: str) -> Path:
+        """FlatGeobuf files and their manifest."""
+        return self.data / "features" / region
+
+    def tiles_folder(self, region: str, style: str) -> Path:
+        """Chunk files of one style, and their manifest."""
+        return self.data / "tiles" / region / style
+
+    def triplets_file(self, region: str) -> Path:
+        """The region's triplets."""
+        return self.data / "samples" / region / "triplets.parquet"
+
+    def embeddings_file(self, region: str) -> Path:
+        """The region's embedding table."""
+        return self.data / "embeddings" / region / "embeddings.parquet"
+
+    def report_folder(self, region: str) -> Path:
+        """Pictures and the HTML page."""
+        return self.data / "reports" / region
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """Where MLflow keeps artifacts when the tracking store is the local SQLite file."""
+        return self.data / "mlflow" / "artifacts"
+
+
+def without_secrets(uri: str) -> str:
+    """The address without user, password and query, fit for a log or an error."""
+    parts = urlsplit(uri)
+    if not parts.netloc:
+        return uri
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))

@@ -1,0 +1,1 @@
+"""Tiles: styles, sources that render chunks, the cache that keeps them, and windows cut from it."""

@@ -1,0 +1,206 @@
+"""Windows: squares of ground cut from the tiles, across tile and chunk borders, at any latitude.
+
+Cutting has two steps. `WindowReader.patches` gathers the pixels around each place from the cache, reduced by a power of
+two where the window is much finer than `size_px`; `resample` turns a whole batch of patches into windows with one
+bilinear pass, rotated, flipped and shifted if wanted. The reduction depends on nothing but latitude, `size_m` and
+`size_px`, so a window has the same pixels in training, in a table and in an answer to a request.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geobacter_core.errors import TileCacheError
+from geobacter_core.geo import CHUNK_PX, CHUNK_ZOOM, Floats, Place, Tile, lonlat_to_pixel, window_half_px
+from geobacter_core.tiles.cache import TileCache
+from geobacter_core.tiles.source import Pixels
+
+if TYPE_CHECKING:
+    import torch
+
+DEFAULT_BUDGET_BYTES = 2 << 30
+_MAX_SCALE = math.sqrt(2)
+"""After reduction, a window has between 1/√2 and √2 source pixels per output pixel (fewer only where none are there)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """The pixels around a batch of places, and where the windows lie in them.
+
+    Attributes:
+        pixels: uint8 `[N, P, P, C]`; zero where nothing was asked for.
+        centre: Window centres, fractional patch pixels (x, y), `[N, 2]`; pixel i spans i to i + 1.
+        half: Half width and half height of the windows, fractional patch pixels, `[N, 2]`.
+    """
+
+    pixels: Pixels
+    centre: Floats
+    half: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """How each window of a batch is turned, mirrored and moved. Units: radians, ±1, shares of the window's side."""
+
+    angle: Floats
+    flip: Floats
+    shift: Floats
+
+    @classmethod
+    def draw(cls, n: int, max_shift: float, rng: np.random.Generator) -> "Views":
+        """Any angle, either hand, a shift of up to `max_shift` (share of the side) along both axes."""
+        return cls(
+            angle=rng.uniform(0, 2 * np.pi, n),
+            flip=rng.choice(np.array([-1.0, 1.0]), n),
+            shift=rng.uniform(-max_shift, max_shift, (n, 2)),
+        )
+
+
+def reach(max_shift: float) -> float:
+    """How far a view can reach from the window's centre, in half sides: its corner, turned anywhere, and the shift."""
+    return _MAX_SCALE + 2 * max_shift
+
+
+class WindowReader:
+    """Reads windows of one region, with a bounded number of bytes of recently used chunks in memory."""
+
+    def __init__(self, cache: TileCache, size_m: float, size_px: int, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> None:
+        self.cache = cache
+        self.size_m = size_m
+        self.size_px = size_px
+        self._budget_bytes = budget_bytes
+        self._mosaics: OrderedDict[tuple[Tile, int], Pixels] = OrderedDict()
+        self._used_bytes = 0
+
+    def patches(self, lon: Floats, lat: Floats, reach: float = 1.0) -> Patches:
+        """The pixels within `reach` half sides of places given in degrees.
+
+        Raises:
+            TileCacheError: A chunk that is needed is not in the cache, missing or damaged.
+        """
+        x, y = lonlat_to_pixel(lon, lat)
+        half = np.stack(window_half_px(lat, self.size_m), axis=1)
+        reduction = self._reduction(half)
+        centre = np.stack([x, y], axis=1) / reduction[:, None]
+        half /= reduction[:, None]
+        side = patch_px(self.size_px, reach, float(half.max(initial=0)))
+        origin = np.floor(centre - side / 2).astype(np.int64)
+        low = np.maximum(np.floor(centre - half * reach).astype(np.int64) - 1 - origin, 0)
+        high = np.minimum(np.ceil(centre + half * reach).astype(np.int64) + 1 - origin, side)
+        pixels = np.zeros((len(lon), side, side, self.cache.n_channels), np.uint8)
+        for index in range(len(lon)):
+            (left, top), (right, bottom) = low[index], high[index]
+            self._gather(
+                pixels[index, top:bottom, left:right],
+                int(origin[index, 0] + left),
+                int(origin[index, 1] + top),
+                int(reduction[index]),
+            )
+        return Patches(pixels, centre - origin, half)
+
+    def boxes(self, lon: Floats, lat: Floats) -> Iterator[Pixels]:
+        """The pixels of each window as they lie in the cache, not resampled: uint8 `[H, W, C]`, one after the other."""
+        patches = self.patches(lon, lat)
+        low = np.round(patches.centre - patches.half).astype(np.int64)
+        high = np.round(patches.centre + patches.half).astype(np.int64)
+        for pixels, (left, top), (right, bottom) in zip(patches.pixels, low, high, strict=True):
+            yield pixels[top:bottom, left:right]
+
+    def windows(self, lon: Floats, lat: Floats) -> Pixels:
+        """Windows of places in degrees, north up: uint8 `[N, C, size_px, size_px]`."""
+        return resample(self.patches(lon, lat), self.size_px).numpy()
+
+    def window(self, place: Place) -> Pixels:
+        """One window as a picture: uint8 `[size_px, size_px, C]`."""
+        return self.windows(np.array([place.lon]), np.array([place.lat]))[0].transpose(1, 2, 0)
+
+    def _reduction(self, half_px: Floats) -> NDArray[np.int64]:
+        scale = 2 * half_px.max(axis=1) / self.size_px
+        return np.left_shift(1, np.clip(np.round(np.log2(scale)), 0, 6).astype(np.int64))
+
+    def _gather(self, out: Pixels, x: int, y: int, reduction: int) -> None:
+        """Copy the box at reduced pixel (x, y) of `out`'s size from as many chunks as it touches."""
+        side = CHUNK_PX // reduction
+        height, width = out.shape[:2]
+        for row in range(y // side, (y + height - 1) // side + 1):
+            for column in range(x // side, (x + width - 1) // side + 1):
+                mosaic = self._mosaic(column, row, reduction)
+                left, top = max(x, column * side), max(y, row * side)
+                right, bottom = min(x + width, (column + 1) * side), min(y + height, (row + 1) * side)
+                out[top - y : bottom - y, left - x : right - x] = mosaic[
+                    top - row * side : bottom - row * side, left - column * side : right - column * side
+                ]
+
+    def _mosaic(self, column: int, row: int, reduction: int) -> Pixels:
+        if not (0 <= column < 1 << CHUNK_ZOOM and 0 <= row < 1 << CHUNK_ZOOM):
+            raise TileCacheError("A window reaches over the map's edge (antimeridian or ±85°). Ask for places within.")
+        key = (Tile(CHUNK_ZOOM, column, row), reduction)
+        if key in self._mosaics:
+            self._mosaics.move_to_end(key)
+            return self._mosaics[key]
+        mosaic = reduce(self.cache.chunk(key[0]), reduction)
+        self._mosaics[key] = mosaic
+        self._used_bytes += mosaic.nbytes
+        while self._used_bytes > self._budget_bytes and len(self._mosaics) > 1:
+            self._used_bytes -= self._mosaics.popitem(last=False)[1].nbytes
+        return mosaic
+
+
+def patch_px(size_px: int, reach: float, half_px: float) -> int:
+    """Side of the patches: the same for every batch, so that one compiled or exported graph serves them all."""
+    usual = size_px / 2 * _MAX_SCALE
+    return 2 * math.ceil(max(half_px, usual) * reach) + 4
+
+
+def reduce(tiles: Pixels, reduction: int) -> Pixels:
+    """Tiles `[16, 16, 256, 256, C]` as one image `[4096 / r, 4096 / r, C]`, the mean of r × r pixels, rounded."""
+    mosaic = tiles.swapaxes(1, 2)
+    rows, height, columns, width, channels = mosaic.shape
+    if reduction == 1:
+        return mosaic.reshape(rows * height, columns * width, channels)
+    reduced = np.empty((rows, height // reduction, columns, width // reduction, channels), np.uint8)
+    for row in range(rows):
+        total = np.zeros(reduced.shape[1:], np.uint16 if reduction <= 16 else np.uint32)
+        for dy in range(reduction):
+            for dx in range(reduction):
+                total += mosaic[row, dy::reduction, :, dx::reduction]
+        reduced[row] = (total + reduction**2 // 2) // reduction**2
+    return reduced.reshape(rows * height // reduction, columns * width // reduction, channels)
+
+
+def resample(
+    patches: Patches, size_px: int, views: Views | None = None, device: "torch.device | None" = None
+) -> "torch.Tensor":
+    """Turn a batch of patches into windows: uint8 tensor `[N, C, size_px, size_px]` on `device`.
+
+    A window's corners at (±1, ±1) are mirrored, turned and moved by `views`, and the patch is read there bilinearly.
+    """
+    import torch
+    from torch.nn import functional
+
+    n, side = patches.pixels.shape[:2]
+    matrix = np.zeros((n, 2, 3), np.float32)
+    if views is None:
+        matrix[:, 0, 0], matrix[:, 1, 1] = patches.half[:, 0], patches.half[:, 1]
+        centre = patches.centre
+    else:
+        cos, sin = np.cos(views.angle), np.sin(views.angle)
+        matrix[:, 0, 0], matrix[:, 0, 1] = patches.half[:, 0] * cos * views.flip, -patches.half[:, 0] * sin
+        matrix[:, 1, 0], matrix[:, 1, 1] = patches.half[:, 1] * sin * views.flip, patches.half[:, 1] * cos
+        centre = patches.centre + 2 * views.shift * patches.half
+    matrix[:, :, :2] *= 2 / side
+    matrix[:, :, 2] = centre * 2 / side - 1
+    with torch.inference_mode():
+        source = torch.from_numpy(patches.pixels).to(device).permute(0, 3, 1, 2)
+        grid = functional.affine_grid(
+            torch.from_numpy(matrix).to(device), [n, source.shape[1], size_px, size_px], align_corners=False
+        )
+        sampled = functional.grid_sample(
+            source.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
+        )
+        return sampled.round_().clamp_(0, 255).to(torch.uint8)

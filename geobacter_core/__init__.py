@@ -1,1 +1,1 @@
-"""Geobacter: a place as a vector. The core knows OpenStreetMap, tiles, triplets and encoders, and nothing of Dagster."""
+"""Geobacter: a place as a vector. The core knows maps, tiles, triplets and encoders, and nothing of Dagster."""

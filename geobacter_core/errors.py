@@ -25,6 +25,10 @@ class ExtractError(GeobacterError):
     """An OSM extract cannot be had, or is not readable OSM data."""
 
 
+class DownloadError(ExtractError):
+    """A download failed; another try may succeed."""
+
+
 class FeaturesError(GeobacterError):
     """The map features of a region are missing, damaged, or empty."""
 

@@ -100,7 +100,7 @@ class Bounds:
         return float((x[1] - x[0]) / scale_x[0]), float((y[1] - y[0]) / scale_y[0])
 
     def tile_range(self, zoom: int, margin_m: float = 0.0) -> tuple[int, int, int, int]:
-        """First column, first row, last column, last row of the tiles that the box, widened by ground metres, touches."""
+        """First column, first row, last column, last row of the tiles that the box, widened by a margin, touches."""
         x, y = lonlat_to_mercator(np.array([self.west, self.east]), np.array([self.south, self.north]))
         scale_x, scale_y = mercator_scale(np.array([self.south, self.north]))
         x += np.array([-1, 1]) * margin_m * scale_x.max()
@@ -175,7 +175,12 @@ class Window:
         lon, lat = np.array([self.place.lon]), np.array([self.place.lat])
         x, y = lonlat_to_pixel(lon, lat)
         half_x, half_y = window_half_px(lat, self.size_m)
-        return float(x[0] - half_x[0]), float(y[0] - half_y[0]), float(x[0] + half_x[0]), float(y[0] + half_y[0])
+        return (
+            float(x[0] - half_x[0]),
+            float(y[0] - half_y[0]),
+            float(x[0] + half_x[0]),
+            float(y[0] + half_y[0]),
+        )
 
 
 def lonlat_to_mercator(lon: Floats, lat: Floats) -> tuple[Floats, Floats]:
@@ -222,10 +227,7 @@ def pixel_to_lonlat(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 def ground_distance_m(lon_a: Floats, lat_a: Floats, lon_b: Floats, lat_b: Floats) -> Floats:
     """Great-circle distance in metres (haversine on the mean sphere; within 0.6 % of the ellipsoid's)."""
     phi_a, phi_b = np.radians(lat_a), np.radians(lat_b)
-    a = (
-        np.sin((phi_b - phi_a) / 2) ** 2
-        + np.cos(phi_a) * np.cos(phi_b) * np.sin(np.radians(lon_b - lon_a) / 2) ** 2
-    )
+    a = np.sin((phi_b - phi_a) / 2) ** 2 + np.cos(phi_a) * np.cos(phi_b) * np.sin(np.radians(lon_b - lon_a) / 2) ** 2
     return np.asarray(2 * 6371008.8 * np.arcsin(np.sqrt(np.clip(a, 0, 1))))
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+_PROJECT = Path(__file__).parents[1]
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -15,19 +17,29 @@ class Settings:
         data: Everything that Geobacter makes lies under this folder.
         regions_file: The `regions.toml` in force.
         tracking_uri: MLflow's tracking server, or an SQLite file under `data`.
+        style: Name of the style that tiles are rendered in.
     """
 
     data: Path
     regions_file: Path
     tracking_uri: str
+    style: str = "carto"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
-        """Read `GEOBACTER_DATA` (default `data`), `GEOBACTER_REGIONS` (`regions.toml`) and `MLFLOW_TRACKING_URI`."""
+        """Read `GEOBACTER_DATA`, `GEOBACTER_REGIONS`, `GEOBACTER_STYLE` and `MLFLOW_TRACKING_URI`.
+
+        The defaults are `data` in the working folder, `regions.toml` there or else beside the packages, `carto`, and an
+        SQLite file in the data folder.
+        """
         data = Path(environment.get("GEOBACTER_DATA") or "data").expanduser().resolve()
-        regions_file = Path(environment.get("GEOBACTER_REGIONS") or "regions.toml").expanduser().resolve()
-        tracking_uri = environment.get("MLFLOW_TRACKING_URI") or f"sqlite:///{data}/mlflow/mlflow.db"
-        return cls(data, regions_file, tracking_uri)
+        regions = Path("regions.toml") if Path("regions.toml").is_file() else _PROJECT / "regions.toml"
+        return cls(
+            data=data,
+            regions_file=Path(environment.get("GEOBACTER_REGIONS") or regions).expanduser().resolve(),
+            tracking_uri=environment.get("MLFLOW_TRACKING_URI") or f"sqlite:///{data}/mlflow/mlflow.db",
+            style=environment.get("GEOBACTER_STYLE") or "carto",
+        )
 
     def extract_folder(self, region: str) -> Path:
         """`.osm.pbf` and its provenance."""

@@ -60,7 +60,7 @@ def embed_region(
     resolution: int,
     version: EncoderVersion,
     load: Callable[[EncoderVersion], Encoder],
-    on_cells: Callable[[int], None] = lambda done: None,
+    on_cells: Callable[[int, int], None] = lambda done, total: None,
 ) -> EmbedResult:
     """Write the embedding table of a region to `path`; a table that is up to date is kept.
 
@@ -71,7 +71,7 @@ def embed_region(
         resolution: H3 resolution of the cells.
         version: The encoder to use.
         load: Loads it; called only if something is to be encoded.
-        on_cells: Called with the number of cells done.
+        on_cells: Called with the number of cells done, and of all.
 
     Raises:
         EmbeddingsError: The encoder takes windows of another style, or no cell lies in the region.
@@ -84,7 +84,15 @@ def embed_region(
             f"{version.n_channels} channels, the tiles are '{manifest.style}' with {cache.n_channels}. "
             "Materialise tile_cache in that style, or train an encoder on this one."
         )
-    recipe = digest_of("embeddings", VERSION, manifest.digest, shapely.to_wkt(ground), resolution, version.digest, version.name)
+    recipe = digest_of(
+        "embeddings",
+        VERSION,
+        manifest.digest,
+        shapely.to_wkt(ground),
+        resolution,
+        version.digest,
+        version.name,
+    )
     current = _current(path, recipe)
     if current is not None:
         _log.info("%s: the embedding table is up to date", manifest.region)
@@ -95,14 +103,19 @@ def embed_region(
     table = _Embedder(cache, version, load, manifest.osm_timestamp)
     parts: list[Path] = []
     n_cells = 0
+    n_all = sum(len(cells) for cells in cells_within(ground, resolution))
     for cells in cells_within(ground, resolution):
         part = work / f"{cells.names[0]}.parquet"
         if not part.exists():
             with written_aside(part) as temporary:
-                pq.write_table(table.embed(cells, on_cells, n_cells), temporary, compression="zstd")
+                pq.write_table(
+                    table.embed(cells, _from(n_cells, n_all, on_cells)),
+                    temporary,
+                    compression="zstd",
+                )
         parts.append(part)
         n_cells += len(cells)
-        on_cells(n_cells)
+        on_cells(n_cells, n_all)
     if not n_cells:
         raise EmbeddingsError(
             f"Region '{manifest.region}': no cell of resolution {resolution} has its centre in the region. "
@@ -120,6 +133,7 @@ def embed_region(
         "tiles": manifest.digest,
         "extract_sha256": manifest.extract_sha256,
         "osm_timestamp": manifest.osm_timestamp,
+        "embedding_dim": version.embedding_dim,
         "n_cells": n_cells,
     }
     with written_aside(path) as temporary, table_writer(temporary, version.embedding_dim, metadata) as writer:
@@ -127,6 +141,11 @@ def embed_region(
             writer.write_table(pq.read_table(part).cast(writer.schema.remove_metadata()))
     shutil.rmtree(work, ignore_errors=True)
     return EmbedResult(path, sha256_of_file(path), n_cells, table.n_encoded, was_current=False)
+
+
+def _from(n_before: int, n_all: int, on_cells: Callable[[int, int], None]) -> Callable[[int], None]:
+    """Count on from the cells of earlier batches."""
+    return lambda done: on_cells(n_before + done, n_all)
 
 
 def _current(path: Path, recipe: str) -> EmbedResult | None:
@@ -154,7 +173,11 @@ class _Embedder:
     """Cuts, recognises and encodes the windows of cells."""
 
     def __init__(
-        self, cache: TileCache, version: EncoderVersion, load: Callable[[EncoderVersion], Encoder], osm_timestamp: str
+        self,
+        cache: TileCache,
+        version: EncoderVersion,
+        load: Callable[[EncoderVersion], Encoder],
+        osm_timestamp: str,
     ) -> None:
         self._reader = WindowReader(cache, version.size_m, version.size_px, budget_bytes=1 << 30)
         self._version = version
@@ -165,7 +188,7 @@ class _Embedder:
         self._osm_timestamp = osm_timestamp
         self.n_encoded = 0
 
-    def embed(self, cells: Cells, on_cells: Callable[[int], None], n_before: int) -> pa.Table:
+    def embed(self, cells: Cells, on_cells: Callable[[int], None]) -> pa.Table:
         """The rows of a batch of cells."""
         embeddings = np.empty((len(cells), self._version.embedding_dim), np.float32)
         digests: list[bytes] = []
@@ -175,7 +198,7 @@ class _Embedder:
             found = [hashlib.sha256(window).digest() for window in windows]
             embeddings[part] = self._embed_windows(windows, found)
             digests += found
-            on_cells(n_before + len(digests))
+            on_cells(len(digests))
         return rows(cells, embeddings, digests, self._version.name, self._style, self._osm_timestamp)
 
     def _embed_windows(self, windows: NDArray[np.uint8], digests: list[bytes]) -> NDArray[np.float32]:

@@ -27,9 +27,7 @@ def similar(
     for row in order:
         taken = lonlat[chosen]
         here = lonlat[row]
-        apart = ground_distance_m(
-            np.full(len(taken), here[0]), np.full(len(taken), here[1]), taken[:, 0], taken[:, 1]
-        )
+        apart = ground_distance_m(np.full(len(taken), here[0]), np.full(len(taken), here[1]), taken[:, 0], taken[:, 1])
         if not len(apart) or apart.min() >= spacing_m:
             chosen.append(int(row))
             if len(chosen) == k:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from geobacter_core.errors import EmbeddingsError
 from geobacter_core.files import sha256_of_file
-from geobacter_core.geo import Cells
+from geobacter_core.geo import Cells, cells_within
 
 _REMEDY = "Materialise region_embeddings for the region."
 
@@ -29,7 +30,11 @@ def schema(embedding_dim: int) -> pa.Schema:
             pa.field("geometry", pa.binary(), nullable=False),
             pa.field("lon", pa.float64(), nullable=False),
             pa.field("lat", pa.float64(), nullable=False),
-            pa.field("embedding", pa.list_(pa.field("element", pa.float32(), nullable=False), embedding_dim), nullable=False),
+            pa.field(
+                "embedding",
+                pa.list_(pa.field("element", pa.float32(), nullable=False), embedding_dim),
+                nullable=False,
+            ),
             pa.field("window_digest", pa.binary(), nullable=False),
             pa.field("encoder", pa.string(), nullable=False),
             pa.field("style", pa.string(), nullable=False),
@@ -115,8 +120,49 @@ def read_table(path: Path) -> EmbeddingTable:
     )
 
 
+def table_problems(path: Path, ground: shapely.Geometry, resolution: int) -> list[str]:
+    """What is wrong with a table: schema, nulls, lengths, order, coverage of the region; nothing if all is well.
+
+    The file is read row group by row group.
+    """
+    try:
+        metadata = read_metadata(path)
+        file = pq.ParquetFile(path)
+        dim = file.schema_arrow.field("embedding").type.list_size
+        if not file.schema_arrow.remove_metadata().equals(schema(dim)):
+            return [f"{path} does not have the columns of an embedding table. {_REMEDY}"]
+        problems: list[str] = []
+        cells: list[NDArray[np.uint64]] = []
+        for group in file.iter_batches(batch_size=8192):
+            if any(column.null_count for column in group.columns):
+                problems.append("A column has nulls.")
+            length = np.linalg.norm(group["embedding"].flatten().to_numpy().reshape(-1, dim), axis=1)
+            if not np.all(np.abs(length - 1) < 1e-3):
+                problems.append("An embedding is not of length 1.")
+            if set(group["encoder"].to_pylist()) != {metadata["encoder"]}:
+                problems.append("A row is of another encoder than the metadata states.")
+            cells.append(np.array([h3.str_to_int(cell) for cell in group["cell"].to_pylist()], np.uint64))
+    except EmbeddingsError as problem:
+        return [str(problem)]
+    except (pa.ArrowException, OSError, KeyError, ValueError, AttributeError) as problem:
+        return [f"{path} is damaged: {problem}. {_REMEDY}"]
+    found = np.concatenate(cells) if cells else np.empty(0, np.uint64)
+    wanted = np.concatenate([batch.index for batch in cells_within(ground, resolution)])
+    if not np.all(found[:-1] < found[1:]):
+        problems.append("Cells are not in ascending order, or some occur twice.")
+    if not np.array_equal(np.sort(found), np.sort(wanted)):
+        missing, strange = len(np.setdiff1d(wanted, found)), len(np.setdiff1d(found, wanted))
+        problems.append(f"{missing} cells of the region have no row, {strange} rows are not of the region.")
+    return sorted(set(problems))
+
+
 def rows(
-    cells: Cells, embeddings: NDArray[np.float32], digests: list[bytes], encoder: str, style: str, osm_timestamp: str
+    cells: Cells,
+    embeddings: NDArray[np.float32],
+    digests: list[bytes],
+    encoder: str,
+    style: str,
+    osm_timestamp: str,
 ) -> pa.Table:
     """Cells with their embeddings `[N, D]` and window digests as rows of a table."""
     n, dim = embeddings.shape

@@ -29,7 +29,12 @@ class TripletWindows:
     """The triplets of several regions as batches of windows."""
 
     def __init__(
-        self, regions: Sequence[RegionData], split: str, size_px: int, budget_bytes: int, size_m: float | None = None
+        self,
+        regions: Sequence[RegionData],
+        split: str,
+        size_px: int,
+        budget_bytes: int,
+        size_m: float | None = None,
     ) -> None:
         """Open the regions' caches; `budget_bytes` of decoded chunks are kept in memory, shared evenly.
 
@@ -47,9 +52,7 @@ class TripletWindows:
 
     def windows(self, index: NDArray[np.int64]) -> torch.Tensor:
         """Windows of triplets as they are, north up: uint8 `[3 N, C, size_px, size_px]`, all anchors first."""
-        return torch.cat(
-            [resample(self._patches(part, 1.0), self.size_px) for part in self._places(index)]
-        )
+        return torch.cat([resample(self._patches(part, 1.0), self.size_px) for part in self._places(index)])
 
     def batches(
         self, batch_size: int, rng: np.random.Generator, device: torch.device, max_shift: float

@@ -5,17 +5,20 @@ Models are logged as an exported graph (`pt2`) and loaded without pickle.
 
 import logging
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
 import torch
+from mlflow.data.dataset import Dataset
+from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
@@ -23,18 +26,21 @@ from geobacter_core.encoder.data import RegionData
 from geobacter_core.encoder.device import best_device
 from geobacter_core.encoder.evaluate import Embeddings, Scores, TestWindows
 from geobacter_core.encoder.network import EncoderNetwork, embed, random_network, weights_digest
+from geobacter_core.encoder.settings import TrainSettings
 from geobacter_core.encoder.train import (
     VERSION,
     Epoch,
     Step,
     Trained,
-    TrainSettings,
     check_regions,
     encode_with,
     train,
 )
 from geobacter_core.errors import EncoderError, RegistryError
 from geobacter_core.settings import Settings, without_secrets
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 MODEL_NAME = "geobacter"
 CHALLENGER = "challenger"
@@ -62,6 +68,8 @@ class EncoderVersion:
         n_channels: C.
         embedding_dim: D.
         seed: Of its weights before training.
+        test_accuracy: Triplet accuracy on test windows when it was trained.
+        random_accuracy: That of random weights on the same windows.
     """
 
     version: int
@@ -73,6 +81,8 @@ class EncoderVersion:
     n_channels: int
     embedding_dim: int
     seed: int
+    test_accuracy: float
+    random_accuracy: float
 
     @property
     def name(self) -> str:
@@ -123,7 +133,7 @@ class Registration:
     trained: Trained
     version: EncoderVersion
     experiment_id: str
-    picture: Path | None
+    picture: "PIL.Image.Image"
 
 
 class Registry:
@@ -182,7 +192,7 @@ class Registry:
         try:
             return EncoderVersion(
                 version=int(found.version),
-                run_id=found.run_id,
+                run_id=str(found.run_id),
                 digest=tags["weights_digest"],
                 style=tags["style"],
                 size_m=float(tags["size_m"]),
@@ -190,10 +200,12 @@ class Registry:
                 n_channels=int(tags["n_channels"]),
                 embedding_dim=int(tags["embedding_dim"]),
                 seed=int(tags["seed"]),
+                test_accuracy=float(tags["test_triplet_accuracy"]),
+                random_accuracy=float(tags["random_triplet_accuracy"]),
             )
         except KeyError as missing:
             raise RegistryError(
-                f"Registered model {MODEL_NAME} version {found.version} has no tag {missing}: Geobacter did not make it. "
+                f"Registered model {MODEL_NAME} version {found.version} has no tag {missing}: not one of Geobacter's. "
                 "Point the alias to another version."
             ) from None
 
@@ -237,14 +249,14 @@ class Registry:
         regions: Sequence[RegionData],
         settings: TrainSettings,
         tags: Mapping[str, str],
-        picture: Callable[[Trained, Path], Path] | None = None,
+        draw: Callable[[Trained], "PIL.Image.Image"],
         on_step: Callable[[Step], None] = lambda step: None,
         on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     ) -> Registration:
         """Train an encoder in an MLflow run and register it as the challenger.
 
         The run has every parameter, the inputs as datasets with their digests, loss and throughput per step, scores
-        per epoch and for random weights, a picture if `picture` draws one, and the model.
+        per epoch and for random weights, the picture that `draw` makes of the trained encoder, and the model.
 
         Raises:
             RegistryError: MLflow fails.
@@ -273,11 +285,10 @@ class Registry:
             with self._trouble():
                 steps.flush()
                 mlflow.log_metrics({"images_per_s": trained.images_per_s, "train_seconds": trained.train_seconds})
-                drawn = picture(trained, self._settings.data) if picture else None
-                if drawn:
-                    mlflow.log_artifact(str(drawn), "pictures")
+                picture = draw(trained)
+                mlflow.log_image(picture, "pictures/test_triplets.png")
                 version = self._log_model(trained, style, size_m, n_channels, settings)
-        return Registration(trained, version, self.experiment_id, drawn)
+        return Registration(trained, version, self.experiment_id, picture)
 
     def _log_model(
         self, trained: Trained, style: str, size_m: float, n_channels: int, settings: TrainSettings
@@ -365,9 +376,15 @@ def _rule(
 ) -> tuple[bool, str]:
     ours, theirs = scores.triplet_accuracy, random_scores.triplet_accuracy
     if ours <= theirs:
-        return False, f"{challenger.name} has triplet accuracy {ours:.3f}, no better than random weights ({theirs:.3f})."
+        return (
+            False,
+            f"{challenger.name} has triplet accuracy {ours:.3f}, no better than random weights ({theirs:.3f}).",
+        )
     if champion is None:
-        return True, f"{challenger.name} beats random weights, {ours:.3f} to {theirs:.3f}, and there was no champion."
+        return (
+            True,
+            f"{challenger.name} beats random weights, {ours:.3f} to {theirs:.3f}, and there was no champion.",
+        )
     if champion_scores is None:
         return False, (
             f"Champion {champion.name} takes windows of style '{champion.style}', not '{challenger.style}', so the two "
@@ -385,7 +402,9 @@ def _check_answer(uri: str) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
-            raise RegistryError(f"MLflow store {path}: {problem.strerror}. Give GEOBACTER_DATA a writable folder.") from None
+            raise RegistryError(
+                f"MLflow store {path}: {problem.strerror}. Give GEOBACTER_DATA a writable folder."
+            ) from None
     elif uri.startswith(("http://", "https://")):
         try:
             with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
@@ -403,7 +422,7 @@ def _check_answer(uri: str) -> None:
 def _in_fixed_batches(network: EncoderNetwork, windows: torch.Tensor, device: torch.device) -> Embeddings:
     parts: list[Embeddings] = []
     with torch.inference_mode():
-        for batch in windows.split(BATCH):
+        for batch in torch.split(windows, BATCH):
             padded = batch
             if len(batch) < BATCH:
                 padded = torch.zeros((BATCH, *batch.shape[1:]), dtype=torch.uint8)
@@ -412,14 +431,27 @@ def _in_fixed_batches(network: EncoderNetwork, windows: torch.Tensor, device: to
     return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
 
-def _dataset(region: RegionData, settings: Settings) -> Any:
+def _dataset(region: RegionData, settings: Settings) -> Dataset:
     """A region's triplets as an MLflow dataset with the data versions behind them."""
-    from mlflow.data.meta_dataset import MetaDataset
-    from mlflow.data.sources import LocalArtifactDatasetSource
+    source = resolve_dataset_source(settings.triplets_file(region.name).as_uri())
+    manifest = region.cache.manifest
+    name = f"{region.name} (tiles {manifest.digest[:12]}, extract {manifest.extract_sha256[:12]})"
+    return _TripletDataset(source, name=name, digest=region.triplets.digest[:32])
 
-    source = LocalArtifactDatasetSource(settings.triplets_file(region.name).as_uri())
-    name = f"{region.name} (tiles {region.cache.manifest.digest[:12]}, extract {region.cache.manifest.extract_sha256[:12]})"
-    return MetaDataset(source, name=name, digest=region.triplets.digest[:32])
+
+class _TripletDataset(Dataset):
+    """Names a table of triplets; MLflow needs no more of it."""
+
+    @property
+    def profile(self) -> None:
+        return None
+
+    @property
+    def schema(self) -> None:
+        return None
+
+    def _compute_digest(self) -> str:
+        return str(self.digest)
 
 
 class _StepLog:
@@ -431,7 +463,7 @@ class _StepLog:
         self._metrics: list[Metric] = []
 
     def add(self, step: Step) -> None:
-        now_ms = mlflow.utils.time.get_current_time_millis()
+        now_ms = int(time.time() * 1000)
         values = {
             "loss": step.loss,
             "active_share": step.active_share,

@@ -8,63 +8,25 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from geobacter_core.encoder.data import RegionData, TripletWindows
 from geobacter_core.encoder.device import best_device
 from geobacter_core.encoder.evaluate import Embeddings, Scores, TestWindows
 from geobacter_core.encoder.losses import margin_triplet_loss
 from geobacter_core.encoder.network import EncoderNetwork, embed, random_network
+from geobacter_core.encoder.settings import TrainSettings
 from geobacter_core.errors import EncoderError
 
 VERSION = "1"
+"""Raise when the same samples and settings would give another encoder."""
+
 _NORMALISATION_TRIPLETS = 128
 _log = logging.getLogger(__name__)
 
 
-class TrainSettings(BaseModel):
-    """How an encoder is trained.
-
-    Attributes:
-        size_px: Side of the windows in pixels.
-        embedding_dim: D.
-        batch_size: Triplets a step.
-        max_epochs: Ends the training, if `max_seconds` does not do so before.
-        max_seconds: Ends the training, if `max_epochs` does not do so before.
-        learning_rate: Of AdamW, at its peak.
-        weight_decay: Of AdamW.
-        warmup: Share of the budget in which the rate rises; after it, it falls as a cosine.
-        margin: Of the triplet loss, in squared distance.
-        max_shift: Windows are moved by up to this share of their side.
-        seed: Of weights, order and augmentation.
-        window_memory_mb: Decoded chunks that are kept in memory.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    size_px: int = Field(default=64, ge=32, le=512)
-    embedding_dim: int = Field(default=64, ge=2, le=2048)
-    batch_size: int = Field(default=64, ge=2, le=4096)
-    max_epochs: int = Field(default=20, ge=1, le=10_000)
-    max_seconds: float = Field(default=600.0, gt=0)
-    learning_rate: float = Field(default=1e-3, gt=0, le=1)
-    weight_decay: float = Field(default=0.01, ge=0, le=1)
-    warmup: float = Field(default=0.1, ge=0, lt=1)
-    margin: float = Field(default=0.5, gt=0, le=4)
-    max_shift: float = Field(default=0.1, ge=0, le=0.1)
-    seed: int = Field(default=1, ge=0, le=2**31 - 1)
-    window_memory_mb: int = Field(default=2048, ge=64)
-
-    @model_validator(mode="after")
-    def _size_px_suits_the_network(self) -> "TrainSettings":
-        if self.size_px % 32:
-            raise ValueError(f"size_px={self.size_px}: ResNet halves the window five times; give a multiple of 32")
-        return self
-
-
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step of training reports."""
+    """What one step of training reports; `progress` is the share of the budget used, 0 to 1."""
 
     step: int
     epoch: int
@@ -72,6 +34,7 @@ class Step:
     active_share: float
     learning_rate: float
     images_per_s: float
+    progress: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +69,7 @@ def check_regions(regions: Sequence[RegionData]) -> tuple[str, float, int]:
     """
     if not regions:
         raise EncoderError(
-            "There is no region to train on. Set train = true for one in regions.toml and materialise its triplet_samples."
+            "There is no region to train on. Set train = true for one in regions.toml, and materialise its samples."
         )
     first = regions[0]
     for region in regions:
@@ -149,14 +112,14 @@ def train(
 
     test = TestWindows(regions, settings.size_px)
     network = random_network(n_channels, settings.embedding_dim, settings.seed)
-    network.set_normalisation(data.windows(rng.choice(len(data), min(_NORMALISATION_TRIPLETS, len(data)), replace=False)))
+    network.set_normalisation(
+        data.windows(rng.choice(len(data), min(_NORMALISATION_TRIPLETS, len(data)), replace=False))
+    )
     network.to(device)
     random_scores = test.score(encode_with(network, device))
     on_epoch(Epoch(0, 0, random_scores, 0.0))
 
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
+    optimiser = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     steps_per_epoch = len(data) // batch_size
     scores, step, spent_s = random_scores, 0, 0.0
     for epoch in range(1, settings.max_epochs + 1):
@@ -176,7 +139,8 @@ def train(
                 raise EncoderError(
                     f"Training step {step}: the loss is {loss}. Lower learning_rate ({settings.learning_rate:g})."
                 )
-            on_step(Step(step, epoch, loss, active_share, rate, len(windows) / took_s))
+            used = max(step / (steps_per_epoch * settings.max_epochs), spent_s / settings.max_seconds)
+            on_step(Step(step, epoch, loss, active_share, rate, len(windows) / took_s, min(used, 1.0)))
             if spent_s >= settings.max_seconds:
                 break
         scores = test.score(encode_with(network, device))
@@ -196,13 +160,17 @@ def train(
 
 
 def _step(
-    network: EncoderNetwork, optimiser: torch.optim.Optimizer, windows: torch.Tensor, margin: float, device: torch.device
+    network: EncoderNetwork,
+    optimiser: torch.optim.Optimizer,
+    windows: torch.Tensor,
+    margin: float,
+    device: torch.device,
 ) -> tuple[float, float]:
     """One step of descent on windows `[3 N, C, H, W]`; returns the loss and the share of triplets that had any."""
     anchor, positive, negative = embed(network, windows, device).chunk(3)
     loss = margin_triplet_loss(anchor, positive, negative, margin)
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     optimiser.step()
     with torch.no_grad():
         gap = (anchor - negative).square().sum(1) - (anchor - positive).square().sum(1)
@@ -211,7 +179,7 @@ def _step(
 
 
 def rate_share(progress: float, warmup: float) -> float:
-    """The learning rate as a share of its peak, when `progress` (0 to 1) of the budget is used: warm-up, then cosine."""
+    """The learning rate's share of its peak when `progress` (0 to 1) of the budget is used: warm-up, cosine."""
     if progress < warmup:
         return max(progress, 1e-3) / warmup
     return 0.5 * (1 + math.cos(math.pi * min((progress - warmup) / (1 - warmup), 1.0)))
@@ -223,7 +191,7 @@ def encode_with(network: EncoderNetwork, device: torch.device) -> Callable[[torc
     def encode(windows: torch.Tensor) -> Embeddings:
         network.eval()
         with torch.inference_mode():
-            parts = [embed(network, batch.to(device), device).cpu() for batch in windows.split(256)]
+            parts = [embed(network, batch.to(device), device).cpu() for batch in torch.split(windows, 256)]
         return torch.cat(parts).numpy()
 
     return encode

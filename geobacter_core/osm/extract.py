@@ -11,6 +11,7 @@ from array import array
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import osmium
@@ -18,7 +19,7 @@ import shapely
 from pydantic import BaseModel, ConfigDict
 from scipy import ndimage
 
-from geobacter_core.errors import ExtractError, RegionGeometryError
+from geobacter_core.errors import DownloadError, ExtractError, RegionGeometryError
 from geobacter_core.files import read_json, remove_temporaries, sha256_of_file, write_json, written_aside
 from geobacter_core.geo import REGION_MAX_LAT, TILE_PX, TILE_ZOOM, Bounds, lonlat_to_pixel, pixel_to_lonlat
 from geobacter_core.regions import CATALOGUES, Region, parse_source
@@ -105,6 +106,17 @@ def load_extract(folder: Path) -> tuple[Extract, Path]:
     return extract, path
 
 
+def extract_problems(folder: Path) -> list[str]:
+    """What is wrong with the extract in `folder`: nothing, if the file has the digest that its provenance states."""
+    try:
+        extract, path = load_extract(folder)
+    except ExtractError as problem:
+        return [str(problem)]
+    if sha256_of_file(path) != extract.sha256:
+        return [f"{path} does not have the SHA-256 of its provenance. Materialise osm_extract for the region."]
+    return []
+
+
 def fetch_extract(region: Region, folder: Path) -> Extract:
     """Get the region's extract, verify it, and put it with its provenance into `folder`.
 
@@ -112,7 +124,8 @@ def fetch_extract(region: Region, folder: Path) -> Extract:
     retries). A source whose bytes are those that `folder` already has changes nothing.
 
     Raises:
-        ExtractError: The source cannot be resolved or downloaded, or what came is not readable OSM data.
+        DownloadError: The download failed; another try may succeed.
+        ExtractError: The source cannot be resolved, or what came is not readable OSM data.
         RegionGeometryError: The region lies where tiles cannot be.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +184,7 @@ def _resolve(region: Region, scratch: Path) -> Path:
         return path
     # pyrosm's catalogue modules take a while to import, and local files do not need them.
     from pyrosm.data import get_data, sources
-    from pyrosm.exceptions import DownloadError
+    from pyrosm.exceptions import DownloadError as PyrosmDownloadError
     from pyrosm.utils.download import download
 
     try:
@@ -185,9 +198,9 @@ def _resolve(region: Region, scratch: Path) -> Path:
         raise ExtractError(
             f"{_where(region)}: {problem} Correct `extract` in regions.toml; pyrosm.data.available lists the names."
         ) from None
-    except (OSError, DownloadError) as problem:
+    except (OSError, PyrosmDownloadError) as problem:
         reason = str(problem).replace(region.extract, _source_without_secrets(region))
-        raise ExtractError(
+        raise DownloadError(
             f"{_where(region)}: the download failed: {reason}. Check the network and materialise again."
         ) from None
 
@@ -281,6 +294,7 @@ def _read_through(path: Path) -> _Contents:
             tiles.update(map(tuple, np.unique(pixels.astype(np.int64) // TILE_PX, axis=0).tolist()))
             del lon[:], lat[:]
 
+    item: Any
     for item in osmium.FileProcessor(file):
         if needs_time:
             newest = max(newest, item.timestamp)
@@ -330,7 +344,7 @@ def _coverage(tiles: set[tuple[int, int]], bounds: Bounds, region: Region) -> sh
     in_box = {(x, y) for x, y in tiles if left <= x <= right and top <= y <= bottom}
     if not in_box:
         raise RegionGeometryError(
-            f"{_where(region)}: no node lies within the bounds {bounds.polygon.bounds}. Correct `bounds` in regions.toml."
+            f"{_where(region)}: no node lies within {bounds.polygon.bounds}. Correct `bounds` in regions.toml."
         )
     column, row = np.array(sorted(in_box)).T
     left, top = column.min() - _CLOSED_TILES, row.min() - _CLOSED_TILES

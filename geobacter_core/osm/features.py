@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import osmium
 import pyarrow as pa
-import pyogrio
 import shapely
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
@@ -32,7 +31,9 @@ VERSION = "1"
 
 LAYERS = ("points", "lines", "polygons")
 _GEOMETRY_TYPES = {"points": "Point", "lines": "LineString", "polygons": "MultiPolygon"}
-_LINEAR_KEYS = frozenset({"aerialway", "aeroway", "barrier", "highway", "man_made", "natural", "power", "railway", "waterway"})
+_LINEAR_KEYS = frozenset(
+    {"aerialway", "aeroway", "barrier", "highway", "man_made", "natural", "power", "railway", "waterway"}
+)
 """A closed way with one of these may be a line (a roundabout, a fence); any other closed way is an area only."""
 _BATCH = 8192
 _MARGIN_M = 3000.0
@@ -41,6 +42,7 @@ _MANIFEST = "features.json"
 _log = logging.getLogger(__name__)
 
 Row = tuple[bytes, list[str | None], int]
+_Item = osmium.osm.Node | osmium.osm.Way | osmium.osm.Area
 
 
 class Features(BaseModel):
@@ -69,6 +71,11 @@ class Features(BaseModel):
     broken: dict[str, int]
 
 
+def keys_digest(keys: Sequence[str]) -> str:
+    """A short name for a set of tag columns."""
+    return digest_of(sorted(set(keys)))[:12]
+
+
 def load_features(folder: Path) -> tuple[Features, Path]:
     """The manifest in `folder` and the path of the folder with the FlatGeobuf files.
 
@@ -82,6 +89,26 @@ def load_features(folder: Path) -> tuple[Features, Path]:
         if not (files / f"{layer}.fgb").is_file():
             raise FeaturesError(f"{files / layer}.fgb is missing. {remedy}")
     return features, files
+
+
+def features_problems(folder: Path) -> list[str]:
+    """What is wrong with the map features in `folder`: schema, reference system, counts; nothing if all is well."""
+    try:
+        features, files = load_features(folder)
+    except FeaturesError as problem:
+        return [str(problem)]
+    import pyogrio  # brings geopandas and pandas along, a second of start-up
+
+    problems: list[str] = []
+    for layer in LAYERS:
+        info = pyogrio.read_info(files / f"{layer}.fgb", force_feature_count=True)
+        if info["crs"] != "EPSG:3857":
+            problems.append(f"{layer}.fgb is in {info['crs']}, not EPSG:3857.")
+        if tuple(sorted(info["fields"])) != tuple(sorted((*features.keys, "layer"))):
+            problems.append(f"{layer}.fgb does not have the columns that the manifest lists.")
+        if info["features"] != features.counts[layer]:
+            problems.append(f"{layer}.fgb has {info['features']} features, the manifest says {features.counts[layer]}.")
+    return problems
 
 
 def build_features(extract: Extract, pbf: Path, keys: Sequence[str], folder: Path) -> Features:
@@ -160,7 +187,12 @@ def _write_layers(
         broken["coastline that does not reach the edge"] = n_open
     counts["sea"] = len(sea)
     counts["polygons"] = _write(
-        folder / "polygons.fgb", "polygons", keys, _polygons(pbf, keys, broken), near, first=_sea_batch(sea, keys)
+        folder / "polygons.fgb",
+        "polygons",
+        keys,
+        _polygons(pbf, keys, broken),
+        near,
+        first=_sea_batch(sea, keys),
     )
     return counts, dict(broken)
 
@@ -185,9 +217,9 @@ def _write(
     first: pa.RecordBatch | None = None,
 ) -> int:
     """Stream rows into one FlatGeobuf file; returns how many features it got."""
-    schema = pa.schema(
-        [("geometry", pa.binary()), *((key, pa.string()) for key in keys), ("layer", pa.int32())]
-    )
+    import pyogrio  # see features_problems
+
+    schema = pa.schema([("geometry", pa.binary()), *((key, pa.string()) for key in keys), ("layer", pa.int32())])
     n_features = 0
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -246,7 +278,7 @@ def _sea_batch(sea: list[shapely.Polygon], keys: tuple[str, ...]) -> pa.RecordBa
 
 def _points(pbf: Path, keys: tuple[str, ...], broken: Counter[str]) -> Iterator[Row]:
     factory = osmium.geom.WKBFactory()
-    nodes = osmium.FileProcessor(_file(pbf), osmium.osm.NODE).with_filter(osmium.filter.KeyFilter(*keys))
+    nodes: Iterable[Any] = osmium.FileProcessor(_file(pbf), osmium.osm.NODE).with_filter(osmium.filter.KeyFilter(*keys))
     for node in nodes:
         yield from _row(node, keys, factory.create_point, broken, "point")
 
@@ -255,7 +287,7 @@ def _lines(
     pbf: Path, keys: tuple[str, ...], broken: Counter[str], coastlines: list[shapely.LineString]
 ) -> Iterator[Row]:
     factory = osmium.geom.WKBFactory()
-    ways = (
+    ways: Iterable[Any] = (
         osmium.FileProcessor(_file(pbf), osmium.osm.NODE | osmium.osm.WAY)
         .with_locations()
         .with_filter(osmium.filter.EntityFilter(osmium.osm.WAY))
@@ -273,7 +305,7 @@ def _lines(
 
 def _polygons(pbf: Path, keys: tuple[str, ...], broken: Counter[str]) -> Iterator[Row]:
     factory = osmium.geom.WKBFactory()
-    areas = (
+    areas: Iterable[Any] = (
         osmium.FileProcessor(_file(pbf))
         .with_areas(osmium.filter.KeyFilter(*keys))
         .with_filter(osmium.filter.EntityFilter(osmium.osm.AREA))
@@ -288,13 +320,13 @@ def _file(pbf: Path) -> osmium.io.File:
 
 
 def _row(
-    item: Any, keys: tuple[str, ...], create: Callable[..., str], broken: Counter[str], kind: str
+    item: _Item, keys: tuple[str, ...], create: Callable[..., str], broken: Counter[str], kind: str
 ) -> Iterator[Row]:
     """The item as a row, or nothing, counted, where its geometry cannot be built."""
     try:
         geometries = [bytes.fromhex(create(item))]
     except osmium.InvalidLocationError:
-        geometries = _known_stretches(item) if kind == "line" else []
+        geometries = _known_stretches(item) if isinstance(item, osmium.osm.Way) else []
         broken[f"{kind} with missing nodes"] += 1
     except RuntimeError as problem:
         geometries = []
@@ -304,7 +336,7 @@ def _row(
         yield geometry, [tags.get(key) for key in keys], _layer(tags.get("layer"))
 
 
-def _known_stretches(way: Any) -> list[bytes]:
+def _known_stretches(way: osmium.osm.Way) -> list[bytes]:
     """The parts of a way whose nodes are in the file: extracts cut at their edge leave some out."""
     stretches: list[list[tuple[float, float]]] = [[]]
     for node in way.nodes:

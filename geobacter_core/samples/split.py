@@ -48,7 +48,7 @@ class BlockSplit:
 
     def is_test(self, column: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether blocks are for testing."""
-        return (column + 2 * row + self.offset) % _LATTICE == 0
+        return np.asarray((column + 2 * row + self.offset) % _LATTICE == 0)
 
     def assign(self, lon: Floats, lat: Floats, size_m: float, train_reach: float) -> NDArray[np.str_]:
         """`train`, `test`, or an empty string where a window would touch ground of the other split or leave the bounds.
@@ -85,7 +85,9 @@ class BlockSplit:
         return [half * (2 * index / (n - 1) - 1) for index in range(n)]
 
 
-def block_split(bounds: Bounds, ground: shapely.Geometry, size_m: float, block_m: float | None, seed: int) -> BlockSplit:
+def block_split(
+    bounds: Bounds, ground: shapely.Geometry, size_m: float, block_m: float | None, seed: int
+) -> BlockSplit:
     """Cut a region into blocks and choose the test blocks, so that about a fifth of its ground is for testing.
 
     Args:
@@ -107,9 +109,7 @@ def block_split(bounds: Bounds, ground: shapely.Geometry, size_m: float, block_m
             f"{size_m:g} m. Use smaller windows or blocks, or set train = false for the region."
         )
     x, y = lonlat_to_pixel(np.array([bounds.west, bounds.east]), np.array([bounds.north, bounds.south]))
-    grid = BlockSplit(
-        float(x[0]), float(y[0]), float(x[1] - x[0]), float(y[1] - y[0]), columns, rows, 0
-    )
+    grid = BlockSplit(float(x[0]), float(y[0]), float(x[1] - x[0]), float(y[1] - y[0]), columns, rows, 0)
     column, row = (axis.ravel() for axis in np.meshgrid(np.arange(columns), np.arange(rows)))
     covered = _covered(grid, column, row, ground)
     shares = {}
@@ -125,9 +125,7 @@ def _distance(share: float) -> float:
     return round(abs(share - 1 / _LATTICE) * 10)
 
 
-def _covered(
-    grid: BlockSplit, column: NDArray[np.int64], row: NDArray[np.int64], ground: shapely.Geometry
-) -> Floats:
+def _covered(grid: BlockSplit, column: NDArray[np.int64], row: NDArray[np.int64], ground: shapely.Geometry) -> Floats:
     """How much of each block the region's ground covers."""
     west, north = pixel_to_lonlat(
         grid.west_px + column * grid.width_px / grid.columns, grid.north_px + row * grid.height_px / grid.rows

@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import shapely
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
 from geobacter_core.errors import SamplesError
 from geobacter_core.files import digest_of, sha256_of_file, written_aside
@@ -31,6 +30,7 @@ from geobacter_core.geo import (
     pixel_to_lonlat,
     window_half_px,
 )
+from geobacter_core.samples.settings import SampleSettings
 from geobacter_core.samples.split import BlockSplit, block_split
 from geobacter_core.tiles.cache import TileCache
 from geobacter_core.tiles.window import WindowReader, reach
@@ -59,32 +59,6 @@ SCHEMA = pa.schema(
         *((f"{role}_entropy", pa.float32()) for role in _ROLES),
     ]
 )
-
-
-class SampleSettings(BaseModel):
-    """How triplets are drawn. The original's values, scaled down where the region is small.
-
-    Attributes:
-        sample_count: Triplets to draw; by default 1,500 per km² of ground, 4,000 to 100,000.
-        size_m: Side of the windows in ground metres (the original's `--buffer 100` is 200 m).
-        distance_m: Largest distance of a positive; by default 500 m, or a tenth of the region's side.
-        negative_min_m: Smallest distance of a negative; by default twice `distance_m`.
-        block_m: Side of the blocks of the split; by default a sixth of the region's side.
-        min_entropy: A window below is empty, in bits (Shannon, mean over channels, 0 to 8).
-        empty_share: Share of triplets whose anchor may be empty.
-        seed: Of every random choice.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    sample_count: int | None = Field(default=None, ge=10, le=20_000_000)
-    size_m: float = Field(default=200.0, ge=20, le=2000)
-    distance_m: float | None = Field(default=None, gt=0, le=50_000)
-    negative_min_m: float | None = Field(default=None, ge=0, le=500_000)
-    block_m: float | None = Field(default=None, ge=30, le=100_000)
-    min_entropy: float = Field(default=0.5, ge=0, le=8)
-    empty_share: float = Field(default=0.05, ge=0, le=0.5)
-    seed: int = Field(default=1, ge=0, le=2**31 - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +127,32 @@ def load_triplets(path: Path) -> Triplets:
     if not table.schema.equals(SCHEMA):
         raise SamplesError(f"{path} does not have the columns of a table of triplets. {remedy}")
     return Triplets(table, document, sha256_of_file(path))
+
+
+def triplets_problems(path: Path, bounds: Bounds) -> list[str]:
+    """What is wrong with a table of triplets: nulls, ranges, blocks in both splits; nothing if all is well."""
+    try:
+        triplets = load_triplets(path)
+    except SamplesError as problem:
+        return [str(problem)]
+    table = triplets.table
+    problems = [f"Column {name} has nulls." for name in table.column_names if table[name].null_count]
+    if table["sample_id"].to_pylist() != list(range(len(table))):
+        problems.append("sample_id does not count from 0.")
+    for role in _ROLES:
+        lon, lat = table[f"{role}_lon"].to_numpy(), table[f"{role}_lat"].to_numpy()
+        if not np.all((lon >= bounds.west) & (lon <= bounds.east) & (lat >= bounds.south) & (lat <= bounds.north)):
+            problems.append(f"Some {role} lies outside the region's bounds.")
+        entropy = table[f"{role}_entropy"].to_numpy()
+        if not np.all((entropy >= 0) & (entropy <= 8)):
+            problems.append(f"Some {role}_entropy is not within 0 to 8 bits.")
+    splits = table["split"].to_numpy(zero_copy_only=False)
+    blocks = table["block"].to_numpy(zero_copy_only=False)
+    if set(splits) != {"train", "test"}:
+        problems.append(f"Splits are {sorted(set(splits))}, not test and train.")
+    if shared := set(blocks[splits == "train"]) & set(blocks[splits == "test"]):
+        problems.append(f"Blocks {sorted(shared)} are in both splits.")
+    return problems
 
 
 def build_triplets(
@@ -259,8 +259,8 @@ def _draw_pool(
     for name, least in (("train", 2), ("test", 2)):
         if int(np.sum(pool.split == name)) < least:
             raise SamplesError(
-                f"Region '{cache.manifest.region}': no place for {name} windows of {settings.size_m:g} m where there is "
-                f"something to see (entropy of {settings.min_entropy:g} bits). Use smaller windows or blocks, a lower "
+                f"Region '{cache.manifest.region}': no place for {name} windows of {settings.size_m:g} m with "
+                f"something to see (an entropy of {settings.min_entropy:g} bits). Use smaller windows or blocks, a lower "
                 "min_entropy, or set train = false for the region."
             )
     if len(pool) < wanted:
@@ -299,7 +299,7 @@ def _ground_m2(chunk: Tile, ground: shapely.Geometry) -> float:
 def _quotas(areas: Floats, n: int) -> NDArray[np.int64]:
     """`n` split in proportion to areas, without losing any to rounding."""
     edges = np.round(np.cumsum(areas) / areas.sum() * n).astype(np.int64)
-    return np.diff(edges, prepend=0)
+    return np.asarray(np.diff(edges, prepend=0))
 
 
 def _draw_in_chunk(
@@ -382,7 +382,7 @@ def _entropy(pixels: NDArray[np.uint8]) -> float:
 
 
 def _with_negatives(pool: _Pool, split: BlockSplit, settings: SampleSettings) -> tuple[pa.Table, int]:
-    """The table with a far anchor of the same split as each row's negative, and how many are nearer than the minimum."""
+    """The table with a far anchor of the same split as each negative, and how many are nearer than the minimum."""
     rng = np.random.default_rng([settings.seed, 2 << 20])
     negative = np.empty((len(pool), 2))
     negative_entropy = np.empty(len(pool))
@@ -401,7 +401,9 @@ def _with_negatives(pool: _Pool, split: BlockSplit, settings: SampleSettings) ->
         "split": pool.split.tolist(),
         "block": [f"{c}-{r}" for c, r in zip(column, row, strict=True)],
     }
-    columns |= {f"{role}_{axis}": places[role][:, index] for role in _ROLES for index, axis in enumerate(("lon", "lat"))}
+    columns |= {
+        f"{role}_{axis}": places[role][:, index] for role in _ROLES for index, axis in enumerate(("lon", "lat"))
+    }
     columns |= {f"{role}_entropy": entropy[role].astype(np.float32) for role in _ROLES}
     return pa.table(columns, schema=SCHEMA), n_relaxed
 
@@ -423,4 +425,3 @@ def _far(places: Floats, least_m: float, rng: np.random.Generator) -> NDArray[np
 
 def _distance_m(a: Floats, b: Floats) -> Floats:
     return ground_distance_m(a[:, 0], a[:, 1], b[:, 0], b[:, 1])
-

@@ -1,6 +1,6 @@
 """The tile cache: one Parquet file a chunk, made by a pool of processes, checked when it is read.
 
-`tiles/<region>/<style>/12-<x>-<y>.parquet` has a row per tile (`z x y`, `pixels`, `digest`), row groups of one tile row.
+`tiles/<region>/<style>/12-<x>-<y>.parquet` has a row per tile (`z x y`, `pixels`, `digest`), a row group per tile row.
 Its metadata says what it was made from. A chunk whose recipe is the wanted one and whose tiles still have their digests
 is not rendered again, so a killed run goes on where it stopped. `tiles.json`, written last, lists the chunks.
 """
@@ -14,6 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, Thr
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +25,21 @@ from pydantic import BaseModel, ConfigDict
 
 from geobacter_core.errors import GeobacterError, TileCacheError
 from geobacter_core.files import digest_of, read_json, remove_temporaries, write_json, written_aside
-from geobacter_core.geo import CHUNK_TILES, CHUNK_ZOOM, TILE_PX, TILE_ZOOM, Bounds, Tile, lonlat_to_mercator, mercator_scale
-from geobacter_core.osm.features import Features
+from geobacter_core.geo import (
+    CHUNK_TILES,
+    CHUNK_ZOOM,
+    TILE_PX,
+    TILE_ZOOM,
+    Bounds,
+    Tile,
+    lonlat_to_mercator,
+    mercator_scale,
+)
 from geobacter_core.tiles.source import Pixels, TileSource
 from geobacter_core.tiles.style import Style
+
+if TYPE_CHECKING:
+    from geobacter_core.osm.features import Features
 
 VERSION = "1"
 """Raise when the same source would give other chunk files."""
@@ -135,7 +147,7 @@ def build_cache(
     ground: shapely.Geometry,
     style: Style,
     source: TileSource,
-    inputs: Features,
+    inputs: "Features",
     on_chunk: Callable[[int, int], None] = lambda done, total: None,
 ) -> BuildResult:
     """Bring a region's tile cache up to date with `source`.
@@ -290,7 +302,7 @@ def chunk_file(folder: Path, chunk: Tile) -> Path:
 def write_chunk(path: Path, chunk: Tile, pixels: Pixels, metadata: Mapping[str, str]) -> list[bytes]:
     """Write uint8 `[16, 16, 256, 256, C]` as a chunk file; returns the tiles' SHA-256 digests, row by row."""
     flat = pixels.reshape(CHUNK_TILES**2, -1)
-    digests = [hashlib.sha256(tile).digest() for tile in flat]
+    digests = [hashlib.sha256(tile.data).digest() for tile in flat]
     rows, columns = np.divmod(np.arange(CHUNK_TILES**2, dtype=np.int32), CHUNK_TILES)
     table = pa.table(
         {
@@ -356,7 +368,7 @@ def read_chunk(path: Path, chunk: Tile) -> tuple[Pixels, list[bytes]]:
     if not is_whole:
         raise TileCacheError(f"Chunk {path} is damaged: it does not hold the 256 tiles of {chunk}. {_REMEDY}")
     for index, (tile, digest) in enumerate(zip(flat, digests, strict=True)):
-        if hashlib.sha256(tile).digest() != digest:
+        if hashlib.sha256(tile.data).digest() != digest:
             row, column_ = divmod(index, CHUNK_TILES)
             name = Tile(TILE_ZOOM, chunk.x * CHUNK_TILES + column_, chunk.y * CHUNK_TILES + row)
             raise TileCacheError(f"Chunk {path} is damaged: tile {name} does not have its digest. {_REMEDY}")
@@ -371,6 +383,23 @@ def load_manifest(folder: Path) -> TileManifest:
         TileCacheError: There is none, or it is damaged.
     """
     return read_json(folder / _MANIFEST, TileManifest, TileCacheError, "Materialise tile_cache for the region.")
+
+
+def cache_problems(folder: Path, ground: shapely.Geometry) -> list[str]:
+    """What is wrong with a cache: chunks that are missing, damaged or strange; nothing if every digest is right."""
+    try:
+        cache = TileCache(folder)
+    except TileCacheError as problem:
+        return [str(problem)]
+    problems = [
+        f"Chunk {chunk} of the region is not in the cache." for chunk in chunks_of(ground) if chunk not in cache
+    ]
+    for summary in cache.manifest.chunks:
+        try:
+            cache.chunk(summary.tile)
+        except TileCacheError as problem:
+            problems.append(str(problem))
+    return problems
 
 
 class TileCache:
@@ -399,7 +428,7 @@ class TileCache:
         if chunk not in self._chunks:
             raise TileCacheError(
                 f"Tile cache {self.folder} of region '{self.manifest.region}' does not reach chunk {chunk}. "
-                f"Ask for places within the region, or for windows that overhang it by less than {WINDOW_MARGIN_M:.0f} m."
+                f"Ask for places in the region; windows may overhang it by less than {WINDOW_MARGIN_M:.0f} m."
             )
         path = chunk_file(self.folder, chunk)
         if chunk_metadata(path).get("geobacter:recipe") != self.manifest.recipe:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BUDGET_BYTES = 2 << 30
 _MAX_SCALE = math.sqrt(2)
-"""After reduction, a window has between 1/√2 and √2 source pixels per output pixel (fewer only where none are there)."""
+"""After reduction, a window has 1/√2 to √2 source pixels per output pixel (fewer only where none are there)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +113,16 @@ class WindowReader:
 
     def windows(self, lon: Floats, lat: Floats) -> Pixels:
         """Windows of places in degrees, north up: uint8 `[N, C, size_px, size_px]`."""
-        return resample(self.patches(lon, lat), self.size_px).numpy()
+        return np.asarray(resample(self.patches(lon, lat), self.size_px).numpy(), np.uint8)
 
     def window(self, place: Place) -> Pixels:
         """One window as a picture: uint8 `[size_px, size_px, C]`."""
-        return self.windows(np.array([place.lon]), np.array([place.lat]))[0].transpose(1, 2, 0)
+        windows = self.windows(np.array([place.lon]), np.array([place.lat]))
+        return np.moveaxis(windows[0], 0, -1)
 
     def _reduction(self, half_px: Floats) -> NDArray[np.int64]:
         scale = 2 * half_px.max(axis=1) / self.size_px
-        return np.left_shift(1, np.clip(np.round(np.log2(scale)), 0, 6).astype(np.int64))
+        return np.asarray(np.left_shift(1, np.clip(np.round(np.log2(scale)), 0, 6).astype(np.int64)))
 
     def _gather(self, out: Pixels, x: int, y: int, reduction: int) -> None:
         """Copy the box at reduced pixel (x, y) of `out`'s size from as many chunks as it touches."""

@@ -1,0 +1,55 @@
+# make demo · make test · make check · make dev · make region REGION=name
+# Set GEOBACTER_REGIONS and GEOBACTER_DATA to work on other regions, in another folder.
+
+PYTHON ?= python3
+export GEOBACTER_DATA := $(abspath $(or $(GEOBACTER_DATA),data))
+export DAGSTER_HOME := $(abspath $(or $(DAGSTER_HOME),$(GEOBACTER_DATA)/dagster))
+export MLFLOW_DISABLE_TELEMETRY ?= true
+export PYTHONUNBUFFERED ?= 1
+BIN := .venv/bin
+LAUNCH := $(BIN)/python -m geobacter_pipeline.launch
+
+.PHONY: demo region build train embed dev test check format bench clean
+
+demo: .venv/installed $(DAGSTER_HOME)/dagster.yaml
+	@$(LAUNCH) demo
+
+region build embed: .venv/installed $(DAGSTER_HOME)/dagster.yaml
+	@test -n "$(REGION)" || { echo "Which region? make $@ REGION=name"; exit 2; }
+	@$(LAUNCH) $@ $(REGION)
+
+train: .venv/installed $(DAGSTER_HOME)/dagster.yaml
+	@$(LAUNCH) train $(if $(SECONDS),--seconds $(SECONDS))
+
+dev: .venv/installed $(DAGSTER_HOME)/dagster.yaml
+	@$(BIN)/python -m geobacter_pipeline.dev
+
+test: .venv/installed
+	$(BIN)/pytest
+
+check: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+
+# uv installs in half a minute; where it cannot (a mirror that only pip knows of), pip does it.
+.venv/installed: pyproject.toml constraints.txt
+	@test -d .venv || $(PYTHON) -m venv .venv
+	@$(BIN)/python -c 'import sys; sys.exit("Geobacter needs Python 3.11 to 3.13, this is " + sys.version) if not (3, 11) <= sys.version_info < (3, 14) else 0'
+	@echo "Installing into .venv (5 GB with torch; about a minute) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv || true
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]' \
+	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(DAGSTER_HOME)/dagster.yaml: dagster.yaml
+	@mkdir -p $(@D)
+	@ln -sf $(abspath dagster.yaml) $@
+	@touch -h $@

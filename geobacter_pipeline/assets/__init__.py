@@ -1,0 +1,1 @@
+"""One module per stage. An asset resolves its inputs, calls the core once, and says what came out."""

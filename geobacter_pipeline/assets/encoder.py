@@ -1,0 +1,98 @@
+"""The encoder: trained on the triplets of every training region, tracked and registered in MLflow."""
+
+import os
+
+import dagster as dg
+
+from geobacter_core.samples.triplets import load_triplets
+from geobacter_core.tiles.cache import TileCache
+from geobacter_pipeline.assets.osm import OWNERS
+from geobacter_pipeline.assets.samples import triplet_samples
+from geobacter_pipeline.assets.tiles import tile_cache
+from geobacter_pipeline.configs import TrainConfig
+from geobacter_pipeline.partitions import training_mapping, training_regions
+from geobacter_pipeline.report_back import Progress, core_errors, picture
+from geobacter_pipeline.resources import Geobacter
+
+_LOCAL_UI = "http://127.0.0.1:5000"
+
+CODE_VERSION = "1"
+"""That of `geobacter_core.encoder.train`, which is not imported here because torch takes seconds; a test holds it."""
+
+
+@dg.asset(
+    deps=[
+        dg.AssetDep(triplet_samples, partition_mapping=training_mapping),
+        dg.AssetDep(tile_cache, partition_mapping=training_mapping),
+    ],
+    group_name="encoder",
+    kinds={"torch", "mlflow"},
+    owners=OWNERS,
+    code_version=CODE_VERSION,
+)
+def location_encoder(
+    context: dg.AssetExecutionContext, config: TrainConfig, geobacter: Geobacter
+) -> dg.MaterializeResult[None]:
+    """A ResNet-18 from window to embedding: a new MLflow run and registered version at every materialisation."""
+    from geobacter_core.encoder.data import RegionData
+    from geobacter_core.encoder.train import Epoch, Step
+    from geobacter_core.plots import draw_test_triplets
+
+    settings = geobacter.settings
+    tags = {
+        "dagster.run_id": context.run_id,
+        "dagster.asset_key": context.asset_key.to_user_string(),
+        "dagster.code_version": CODE_VERSION,
+    }
+    with core_errors(), Progress(context, "% of the budget") as progress:
+        registry = geobacter.registry()
+        regions = [
+            RegionData(
+                name,
+                load_triplets(settings.triplets_file(name)),
+                TileCache(settings.tiles_folder(name, settings.style)),
+            )
+            for name in training_regions
+        ]
+
+        def on_step(step: Step) -> None:
+            note = f"step {step.step}, loss {step.loss:.3f}, {step.images_per_s:.0f} images/s"
+            progress(100 * step.progress, 100, note)
+
+        def on_epoch(epoch: Epoch) -> None:
+            what = f"after epoch {epoch.epoch}" if epoch.epoch else "with random weights"
+            context.log.info(f"test triplet accuracy {what}: {epoch.scores.triplet_accuracy:.3f}")
+
+        done = registry.register(regions, config, tags, draw_test_triplets, on_step, on_epoch)
+    trained, version = done.trained, done.version
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(version.digest),
+        metadata={
+            "model": version.name,
+            "model_uri": f"models:/{version.name}",
+            "mlflow_run_id": version.run_id,
+            "mlflow_run": _run_link(registry.uri, done.experiment_id, version.run_id),
+            "regions": ", ".join(training_regions),
+            "test_triplet_accuracy": trained.scores.triplet_accuracy,
+            "test_recall_at_1": trained.scores.recall_at_1,
+            "test_recall_at_10": trained.scores.recall_at_10,
+            "random_triplet_accuracy": trained.random.triplet_accuracy,
+            "test_triplets": trained.scores.n,
+            "epochs": trained.n_epochs,
+            "steps": trained.n_steps,
+            "images_per_s": round(trained.images_per_s, 1),
+            "train_seconds": round(trained.train_seconds, 1),
+            "size_m": version.size_m,
+            "size_px": version.size_px,
+            "embedding_dim": version.embedding_dim,
+            "picture": picture(done.picture),
+        },
+    )
+
+
+def _run_link(uri: str, experiment_id: str, run_id: str) -> dg.UrlMetadataValue:
+    """The run's page on the tracking server; for a local store, that of the MLflow UI which `make dev` starts."""
+    from geobacter_core.settings import without_secrets
+
+    server = without_secrets(uri) if uri.startswith("http") else os.environ.get("GEOBACTER_MLFLOW_UI", _LOCAL_UI)
+    return dg.MetadataValue.url(f"{server}/#/experiments/{experiment_id}/runs/{run_id}")

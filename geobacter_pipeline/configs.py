@@ -1,0 +1,19 @@
+"""Configs: what a person can set in the launchpad. Fields, defaults and limits are the core's, so they never differ."""
+
+import dagster as dg
+from pydantic import BaseModel
+
+from geobacter_core.encoder.settings import TrainSettings
+from geobacter_core.samples.settings import SampleSettings
+
+
+class SampleConfig(SampleSettings, dg.Config):
+    """How triplets are drawn: the original Geobacter's values, scaled down where the region is small."""
+
+
+class TrainConfig(TrainSettings, dg.Config):
+    """How an encoder is trained."""
+
+
+CONFIGS: dict[str, type[BaseModel]] = {"triplet_samples": SampleSettings, "location_encoder": TrainSettings}
+"""Asset to the model that knows the limits of its config."""

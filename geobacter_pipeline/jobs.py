@@ -1,0 +1,23 @@
+"""Jobs: what people and schedules start. A job is a selection of assets; nothing is computed here."""
+
+import dagster as dg
+
+build_region = dg.define_asset_job(
+    "build_region",
+    selection=["osm_extract", "map_features", "tile_cache", "triplet_samples"],
+    description="A region's extract, map features, tiles and triplets: what the encoder needs.",
+)
+
+train_encoder = dg.define_asset_job(
+    "train_encoder",
+    selection=["location_encoder"],
+    description="Trains an encoder on every training region; it becomes champion if it passes the gate.",
+)
+
+reembed_region = dg.define_asset_job(
+    "reembed_region",
+    selection=["osm_extract", "map_features", "tile_cache", "region_embeddings", "embedding_report"],
+    description="Brings a region's table up to date with the map and the champion: extract, tiles, table, report.",
+)
+
+ALL_JOBS = [build_region, train_encoder, reembed_region]

@@ -1,0 +1,135 @@
+"""Launch runs from the command line, on the persistent Dagster instance, and only those that are needed.
+
+`python -m geobacter_pipeline.launch demo` (or `region`, `build`, `train`, `embed`) is what `make` calls. Every step is
+a run of one of the jobs in `jobs.py`, recorded in `DAGSTER_HOME` and seen in the UI like any other.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+
+from geobacter_core.errors import GeobacterError
+from geobacter_core.regions import find_region
+from geobacter_pipeline.definitions import defs
+from geobacter_pipeline.partitions import REGIONS, training_regions
+from geobacter_pipeline.staleness import Staleness
+from geobacter_pipeline.summary import summary
+
+DEMO_REGIONS = ("helsinki", "kotka")
+DEMO_TRAIN_SECONDS = 100.0
+
+
+class Launcher:
+    """Runs what is missing or stale."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self._instance = instance
+        self._begun = time.monotonic()
+        self.n_runs = 0
+
+    def build(self, region: str) -> None:
+        """A region's extract, features, tiles and, where the encoder is trained on it, triplets."""
+        samples = ["triplet_samples"] if region in training_regions else []
+        self._run_needed("build_region", ["osm_extract", "map_features", "tile_cache", *samples], region)
+
+    def train(self, seconds: float | None) -> None:
+        """An encoder, whether or not there is one."""
+        config = {} if seconds is None else {"ops": {"location_encoder": {"config": {"max_seconds": seconds}}}}
+        self._run("train_encoder", ["location_encoder"], None, config)
+
+    def train_if_needed(self, seconds: float | None) -> None:
+        """An encoder, if there is none or what it was trained on has changed."""
+        if Staleness(self._instance, defs).needs("location_encoder", None):
+            self.train(seconds)
+
+    def embed(self, region: str) -> None:
+        """A region's embedding table and report."""
+        self._run_needed("reembed_region", ["region_embeddings", "embedding_report"], region)
+
+    def _run_needed(self, job: str, assets: Sequence[str], region: str) -> None:
+        """Run from the first asset that is missing or stale; what follows it is then stale too."""
+        staleness = Staleness(self._instance, defs)
+        needed = [asset for asset in assets if staleness.needs(asset, region)]
+        if needed:
+            self._run(job, assets[assets.index(needed[0]) :], region, {})
+
+    def _run(self, job: str, assets: Sequence[str], region: str | None, config: dict[str, Any]) -> None:
+        self._say(f"{job}{f' {region}' if region else ''}: {', '.join(assets)}")
+        result = defs.resolve_job_def(job).execute_in_process(
+            instance=self._instance,
+            partition_key=region,
+            asset_selection=[dg.AssetKey(asset) for asset in assets],
+            run_config={**config, "loggers": {"concise": {"config": {}}}},
+            raise_on_error=False,
+        )
+        self.n_runs += 1
+        if not result.success:
+            raise GeobacterError(f"Run {result.run_id} of {job} failed: {_failure(result)}")
+
+    def _say(self, text: str) -> None:
+        sys.stdout.write(f"[{time.monotonic() - self._begun:4.0f} s] {text}\n")
+
+
+def _failure(result: dg.ExecuteInProcessResult) -> str:
+    """The message of the first failure, as the core wrote it."""
+    for event in result.all_events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            if data.user_failure_data is not None and data.user_failure_data.description:
+                return str(data.user_failure_data.description)
+            if data.error is not None:
+                error = data.error.cause or data.error
+                return error.message.strip()
+    return "see the run in the Dagster UI."
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="geobacter_pipeline.launch", description=__doc__.split("\n\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("demo", help="the whole graph for helsinki and kotka, without a network")
+    for name, text in (
+        ("region", "everything for one region: build, an encoder if there is none, embed"),
+        ("build", "extract, map features, tiles and triplets of a region"),
+        ("embed", "embedding table and report of a region"),
+    ):
+        commands.add_parser(name, help=text).add_argument("region")
+    commands.add_parser("train", help="train an encoder").add_argument("--seconds", type=float)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out one command; returns the exit status."""
+    options = _parse(arguments)
+    try:
+        regions = list(DEMO_REGIONS) if options.command == "demo" else [getattr(options, "region", "")]
+        if options.command != "train":
+            for region in regions:
+                find_region(REGIONS, region)
+        with dg.DagsterInstance.get() as instance:
+            launcher = Launcher(instance)
+            if options.command in ("demo", "region", "build"):
+                for region in regions:
+                    launcher.build(region)
+            if options.command == "train":
+                launcher.train(options.seconds)
+            elif options.command in ("demo", "region"):
+                launcher.train_if_needed(DEMO_TRAIN_SECONDS if options.command == "demo" else None)
+            if options.command in ("demo", "region", "embed"):
+                for region in regions:
+                    launcher.embed(region)
+            if not launcher.n_runs:
+                sys.stdout.write("Everything is up to date; nothing was launched.\n")
+        if options.command in ("demo", "region", "embed"):
+            sys.stdout.write(summary(regions))
+    except GeobacterError as problem:
+        sys.stderr.write(f"{problem}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

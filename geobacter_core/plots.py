@@ -6,15 +6,15 @@ at once: a map is put together chunk by chunk, each reduced as soon as it has be
 
 import io
 import math
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import h3
 import numpy as np
 import shapely
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from geobacter_core.embeddings.query import interpolate, similar
 from geobacter_core.embeddings.table import EmbeddingTable
@@ -28,7 +28,7 @@ from geobacter_core.geo import (
     window_half_px,
 )
 from geobacter_core.samples.split import block_split
-from geobacter_core.samples.triplets import Triplets
+from geobacter_core.samples.triplets import Triplets, entropies
 from geobacter_core.tiles.cache import TileCache
 from geobacter_core.tiles.source import Pixels
 from geobacter_core.tiles.window import WindowReader, reduce
@@ -48,12 +48,14 @@ _WRONG: Rgb = (206, 66, 43)
 _TRAIN: Rgb = (48, 105, 152)
 _TEST: Rgb = (214, 110, 28)
 
+_DOT = "  ·  "
 _MARGIN = 44
 _TITLE_PX, _SUBTITLE_PX, _NOTE_PX, _CAPTION_PX = 46, 25, 22, 20
 _PANEL_PX = 500
-_READER_BYTES = 512 << 20
+_READER_BYTES = 256 << 20
 _READ_WINDOWS = 128
 _CLUSTERED_ROWS = 3000
+_ENTROPY_PX = 64
 _PIXEL_HEXAGON = 2.0
 """Hexagons of a smaller radius, in pixels of the picture, are painted as points and smoothed."""
 
@@ -64,7 +66,7 @@ _PIXEL_HEXAGON = 2.0
 def png_bytes(image: Image.Image) -> bytes:
     """The image as PNG without any metadata, so that the same pixels are the same bytes."""
     buffer = io.BytesIO()
-    Image.frombytes(image.mode, image.size, image.tobytes()).save(buffer, "PNG", compress_level=7)
+    Image.frombytes(image.mode, image.size, image.tobytes()).save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()
 
 
@@ -125,25 +127,35 @@ def _theme_colour(name: str, index: int) -> Rgb:
     return int(red), int(green), int(blue)
 
 
+_LAB_TO_LMS = np.array(
+    [[1.0, 1.0, 1.0], [0.3963377774, -0.1055613458, -0.0894841775], [0.2158037573, -0.0638541728, -1.2914855480]]
+)
+_LMS_TO_LINEAR = np.array(
+    [
+        [4.0767416621, -1.2684380046, -0.0041960863],
+        [-3.3077115913, 2.6097574011, -0.7034186147],
+        [0.2309699292, -0.3413193965, 1.7076147010],
+    ]
+)
+
+
 def _oklab_to_rgb(lab: Floats) -> Pixels:
-    """OKLab `[N, 3]` (L 0 to 1) to sRGB uint8 `[N, 3]`. Ottosson: "A perceptual color space for image processing" (2020)."""
-    mixed = lab @ np.array(
-        [
-            [1.0, 1.0, 1.0],
-            [0.3963377774, -0.1055613458, -0.0894841775],
-            [0.2158037573, -0.0638541728, -1.2914855480],
-        ]
-    )
-    linear = mixed**3 @ np.array(
-        [
-            [4.0767416621, -1.2684380046, -0.0041960863],
-            [-3.3077115913, 2.6097574011, -0.7034186147],
-            [0.2309699292, -0.3413193965, 1.7076147010],
-        ]
-    )
+    """OKLab `[N, 3]` (L 0 to 1) to sRGB uint8 `[N, 3]`.
+
+    Ottosson: "A perceptual color space for image processing" (2020).
+    """
+    linear = (lab @ _LAB_TO_LMS) ** 3 @ _LMS_TO_LINEAR
     linear = np.clip(linear, 0, 1)
     encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.round(encoded * 255).astype(np.uint8)
+    rgb: Pixels = np.round(encoded * 255).astype(np.uint8)
+    return rgb
+
+
+def _rgb_to_oklab(rgb: Pixels) -> Floats:
+    """The inverse of `_oklab_to_rgb`."""
+    encoded = rgb.astype(np.float64) / 255
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    return np.asarray(np.cbrt(linear @ np.linalg.inv(_LMS_TO_LINEAR)) @ np.linalg.inv(_LAB_TO_LMS))
 
 
 def _font(size_px: int) -> ImageFont.FreeTypeFont:
@@ -168,8 +180,15 @@ def _write(
 
 
 def _wrapped(text: str, size_px: int, width_px: int) -> list[str]:
-    per_line = max(int(width_px / (0.52 * size_px)), 8)
-    return textwrap.wrap(text, per_line)
+    font = _font(size_px)
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if lines[-1] and font.getlength(longer) > width_px:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def _paragraph(image: Image.Image, x: int, y: int, width_px: int, text: str, size_px: int, colour: Rgb) -> int:
@@ -183,12 +202,13 @@ def _paragraph(image: Image.Image, x: int, y: int, width_px: int, text: str, siz
 def _page(content: Image.Image, title: str, subtitle: str, note: str) -> Image.Image:
     """A picture under its title, above its note and the attribution."""
     width = max(content.width, 860) + 2 * _MARGIN
-    head = _MARGIN + _TITLE_PX + 16 + _SUBTITLE_PX + 34
+    n_subtitle_lines = len(_wrapped(subtitle, _SUBTITLE_PX, width - 2 * _MARGIN))
+    head = _MARGIN + _TITLE_PX + 16 + round(n_subtitle_lines * _SUBTITLE_PX * 1.4) + 24
     n_lines = len(_wrapped(note, _NOTE_PX, width - 2 * _MARGIN))
     foot = 26 + round(n_lines * _NOTE_PX * 1.4) + 12 + _CAPTION_PX + _MARGIN
     page = Image.new("RGB", (width, head + content.height + foot), _PAPER)
     _write(page, (_MARGIN, _MARGIN), title, _TITLE_PX)
-    _write(page, (_MARGIN, _MARGIN + _TITLE_PX + 16), subtitle, _SUBTITLE_PX, _MUTED)
+    _paragraph(page, _MARGIN, _MARGIN + _TITLE_PX + 16, width - 2 * _MARGIN, subtitle, _SUBTITLE_PX, _MUTED)
     page.paste(content, ((width - content.width) // 2, head))
     y = _paragraph(page, _MARGIN, head + content.height + 26, width - 2 * _MARGIN, note, _NOTE_PX, _MUTED)
     _write(page, (width - _MARGIN, y + 12), ATTRIBUTION, _CAPTION_PX, _MUTED, "ra")
@@ -202,17 +222,14 @@ def _region_title(name: str) -> str:
 def _table_subtitle(table: EmbeddingTable) -> str:
     found = table.metadata
     date = str(found.get("osm_timestamp", ""))[:10]
-    return f"{len(table):,} cells  ·  encoder {found.get('encoder', '?')}  ·  style {found.get('style', '?')}  ·  map of {date}"
+    names = f"encoder {found.get('encoder', '?')}", f"style {found.get('style', '?')}"
+    return _DOT.join((f"{len(table):,} cells", *names, f"map of {date}"))
 
 
 def _length(metres: float) -> str:
-    return (
-        f"{metres:.0f} m"
-        if metres < 1000
-        else f"{metres / 1000:.1f} km"
-        if metres < 10_000
-        else f"{metres / 1000:.0f} km"
-    )
+    if metres < 995:
+        return f"{metres:.0f} m"
+    return f"{metres / 1000:.1f} km" if metres < 9950 else f"{metres / 1000:,.0f} km"
 
 
 def _framed(tile: Image.Image, colour: Rgb, width_px: int) -> Image.Image:
@@ -264,18 +281,31 @@ def principal_components(embeddings: NDArray[np.float32]) -> Components:
     return Components(scores, (float(shares[0]), float(shares[1]), float(shares[2])), distinct)
 
 
-def component_colours(components: Components) -> Pixels:
+def component_colours(components: Components, rows: NDArray[np.int64], seen: Pixels) -> Pixels:
     """A colour for every row, sRGB uint8 `[N, 3]`: embeddings that differ little have colours that differ little.
 
-    The first two components choose the hue and how strong it is, the third how light it is, in OKLab. Each is scaled by
-    its 2nd and 98th percentile over distinct embeddings.
+    The three components, each scaled by its 2nd and 98th percentile, span a cube of OKLab colours. The cube is turned
+    so that it agrees best with the colours that some windows have on the map: forest comes out greenish, water bluish.
+
+    Args:
+        components: Of the table.
+        rows: Some rows, `[K]`.
+        seen: The mean colour of those rows' windows, sRGB uint8 `[K, 3]`.
     """
     distinct = components.scores[components.distinct]
-    low, middle, high = np.percentile(distinct, [2, 50, 98], axis=0)
-    reach = np.maximum(np.maximum(high - middle, middle - low), 1e-9)
-    scaled = np.tanh((components.scores - middle) / reach * 1.1)
-    lab = np.stack([0.71 + 0.13 * scaled[:, 2], 0.15 * scaled[:, 0], 0.15 * scaled[:, 1]], axis=1)
-    return _oklab_to_rgb(lab)
+    low, high = np.percentile(distinct, [2, 98], axis=0)
+    scaled = np.clip((components.scores - (low + high) / 2) / np.maximum((high - low) / 2, 1e-9), -1.15, 1.15)
+    # Half way to ranks, so that a region of mostly one kind still shows differences within that kind.
+    order = np.sort(distinct, axis=0)
+    ranks = [np.searchsorted(order[:, axis], components.scores[:, axis], "right") for axis in range(3)]
+    scaled = (scaled + 2 * np.stack(ranks, axis=1) / len(distinct) - 1) / 2
+    scaled[:, high - low < 1e-6] = 0
+    lab = _rgb_to_oklab(seen)
+    lab = (lab - lab.mean(axis=0)) * np.array([0.5, 1.0, 1.0])
+    centred = scaled[rows] - scaled[rows].mean(axis=0)
+    left, _, right = np.linalg.svd(centred.T @ lab)
+    turned = scaled @ (left @ right)
+    return _oklab_to_rgb(np.array([0.74, 0.0, 0.0]) + turned * np.array([0.12, 0.115, 0.115]))
 
 
 def _sampled(rows: NDArray[np.int64], n: int) -> NDArray[np.int64]:
@@ -284,15 +314,14 @@ def _sampled(rows: NDArray[np.int64], n: int) -> NDArray[np.int64]:
 
 
 def _typical(embeddings: NDArray[np.float32], rows: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """At most `n` of `rows`, each the most typical of one group of alike embeddings (k-means), the largest group first."""
+    """At most `n` of `rows`, each the most typical of a group of like embeddings (k-means), the largest group first."""
     from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
 
     rows = _sampled(rows, _CLUSTERED_ROWS)
     if len(rows) <= n:
         return rows
     points = embeddings[rows]
-    with threadpool_limits(1):  # the order of a sum, and so its last bit, depends on the number of threads
+    with _one_thread():
         groups = KMeans(n, n_init=4, random_state=0).fit(points)
     to_centre = np.linalg.norm(points - groups.cluster_centers_[groups.labels_], axis=1)
     sizes = np.bincount(groups.labels_, minlength=n)
@@ -304,8 +333,16 @@ def _typical(embeddings: NDArray[np.float32], rows: NDArray[np.int64], n: int) -
     return rows[chosen]
 
 
+def _one_thread() -> AbstractContextManager[object]:
+    """The order of a sum, and so its last bit, depends on the number of threads; t-SNE makes much of a last bit."""
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    limits: AbstractContextManager[object] = threadpool_limits(1)
+    return limits
+
+
 def tsne_layout(embeddings: NDArray[np.float32]) -> Floats:
-    """Places on a plane for distinct embeddings `[N, D]`, float64 `[N, 2]`: t-SNE from the first two principal components.
+    """Places on a plane for distinct embeddings `[N, D]`, float64 `[N, 2]`: t-SNE from the first two components.
 
     Van der Maaten & Hinton: "Visualizing data using t-SNE" (JMLR 2008).
     """
@@ -313,9 +350,8 @@ def tsne_layout(embeddings: NDArray[np.float32]) -> Floats:
     if n < 8 or embeddings.shape[1] < 2:
         return principal_components(embeddings).scores[:, :2]
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):  # as in _typical
+    with _one_thread():
         plane = TSNE(
             2,
             init="pca",
@@ -346,9 +382,12 @@ def snap_to_grid(plane: Floats, columns: int, rows: int) -> NDArray[np.int64]:
 
 
 def _grid_shape(n: int, aspect: float) -> tuple[int, int]:
-    """Columns and rows of the smallest grid of about that aspect that holds `n`."""
-    columns = max(1, min(n, round(math.sqrt(n * aspect))))
-    return columns, math.ceil(n / columns)
+    """Columns and rows of a grid of about that aspect that `n` windows fill; a few windows may be left over."""
+    ideal = math.sqrt(n * aspect)
+    if n < 40:
+        return max(1, round(ideal)), math.ceil(n / max(1, round(ideal)))
+    columns = min(range(math.floor(ideal * 0.88), math.ceil(ideal * 1.12) + 1), key=lambda c: (n % c, abs(c - ideal)))
+    return columns, n // columns
 
 
 class _Windows:
@@ -371,26 +410,30 @@ class _Windows:
                 found[part] = to_rgb(windows.transpose(0, 2, 3, 1), self._channels)
         return found
 
-    def image(self, row: int) -> Image.Image:
-        return Image.fromarray(self.rgb(np.array([row]))[0])
+    def images(self, rows: Iterable[int]) -> dict[int, Image.Image]:
+        """Each row's window, all read in one go: one by one, in any order, they would read chunks over and over."""
+        distinct = np.array(sorted(set(rows)), dtype=np.int64)
+        return {int(row): Image.fromarray(window) for row, window in zip(distinct, self.rgb(distinct), strict=True)}
 
 
 def _busy_rows(table: EmbeddingTable, cache: TileCache, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Those of `rows` with something to see: the busier half by how much neighbouring pixels differ."""
-    grey = _Windows(table, cache, 48).rgb(rows).mean(axis=3)
-    busy = np.abs(np.diff(grey, axis=1)).mean(axis=(1, 2)) + np.abs(np.diff(grey, axis=2)).mean(axis=(1, 2))
-    return rows[busy >= np.median(busy)]
+    """Those of `rows` with something to see: the upper 40 % by the windows' entropy."""
+    reader = WindowReader(cache, float(table.metadata["size_m"]), _ENTROPY_PX, _READER_BYTES)
+    found = entropies(reader, np.stack([table.lon[rows], table.lat[rows]], axis=1))
+    return rows[found >= np.quantile(found, 0.6)]
 
 
 # Maps
 
 
 def _cells_box(table: EmbeddingTable, margin: float) -> Box:
-    """The box of a table's windows, widened by a share of its longer side."""
+    """The box of a table's cells, widened by a share of its longer side."""
+    boundaries = [h3.cell_to_boundary(str(table.cells[row])) for row in (0, -1)]
+    size = max(np.ptp(np.array(boundary)[:, 0]) for boundary in boundaries)
     x, y = lonlat_to_pixel(table.lon, table.lat)
-    half_x, half_y = window_half_px(table.lat, float(table.metadata["size_m"]))
-    west, north, east, south = (x - half_x).min(), (y - half_y).min(), (x + half_x).max(), (y + half_y).max()
-    room = margin * max(east - west, south - north)
+    _, half = lonlat_to_pixel(np.zeros(2), np.array([table.lat[0], table.lat[0] + size]))
+    west, north, east, south = x.min(), y.min(), x.max(), y.max()
+    room = margin * max(east - west, south - north) + float(half[0] - half[1])
     return float(west - room), float(north - room), float(east + room), float(south + room)
 
 
@@ -409,7 +452,8 @@ def _reduced(tiles: Pixels, reduction: int) -> Pixels:
         return image
     side = image.shape[0] // rest
     blocks = image.reshape(side, rest, side, rest, image.shape[-1])
-    return np.round(blocks.mean(axis=(1, 3), dtype=np.float32)).astype(np.uint8)
+    mean: Pixels = np.round(blocks.mean(axis=(1, 3), dtype=np.float32)).astype(np.uint8)
+    return mean
 
 
 def _base_map(cache: TileCache, box: Box, scale: float) -> Image.Image:
@@ -424,8 +468,10 @@ def _base_map(cache: TileCache, box: Box, scale: float) -> Image.Image:
     for summary in cache.manifest.chunks:
         x, y = summary.x * side, summary.y * side
         if x < right and x + side > left and y < bottom and y + side > top:
-            rgb = to_rgb(_reduced(cache.chunk(summary.tile), reduction), cache.manifest.channels)
-            mosaic.paste(Image.fromarray(np.ascontiguousarray(rgb)), (x - left, y - top))
+            pixels = _reduced(cache.chunk(summary.tile), reduction)
+            inside = pixels[max(top - y, 0) : bottom - y, max(left - x, 0) : right - x]
+            rgb = np.ascontiguousarray(to_rgb(inside, cache.manifest.channels))
+            mosaic.paste(Image.fromarray(rgb), (max(x, left) - left, max(y, top) - top))
     part = (
         west / reduction - left,
         north / reduction - top,
@@ -521,17 +567,18 @@ def _point_layer(
 def _coloured_map(table: EmbeddingTable, cache: TileCache, colours: Pixels, box: Box, scale: float) -> Image.Image:
     """The cells' colours, through which the map shows as in a watercolour, over the faded map."""
     base = _base_map(cache, box, scale)
-    grey = np.asarray(base.convert("L"), dtype=np.float32)
-    low, high = np.percentile(grey, [1, 99])
-    light = np.clip((grey - low) / max(high - low, 1.0), 0, 1)
+    grey = base.convert("L")
+    # Only what differs from its surroundings shows: a colour in the middle of a forest is as light as its key's.
+    around = np.asarray(grey.filter(ImageFilter.GaussianBlur(24)), dtype=np.float32)
+    light = np.clip((np.asarray(grey, dtype=np.float32) - around) / 255, -0.5, 0.3)[..., None]
     layer, mask = _hexagon_layer(table, colours, box, scale, base.size)
-    ink = np.asarray(layer, dtype=np.float32) * (0.66 + 0.38 * light[..., None])
-    faded = np.array(_PAPER, np.float32) * (0.84 + 0.16 * light[..., None])
+    ink = np.asarray(layer, dtype=np.float32) * (1 + 0.75 * light)
+    faded = np.array(_PAPER, np.float32) * (1 + 0.3 * np.minimum(light, 0))
     share = np.asarray(mask, dtype=np.float32)[..., None] / 255
     return Image.fromarray(np.clip(np.round(faded + (ink - faded) * share), 0, 255).astype(np.uint8))
 
 
-def embedding_map(table: EmbeddingTable, cache: TileCache, ground: shapely.Geometry | None = None) -> Image.Image:
+def embedding_map(table: EmbeddingTable, cache: TileCache) -> Image.Image:
     """The region's cells in colours of their embeddings' first three principal components, over its own map.
 
     The map is at most 1,600 px wide and 1,400 px high. Beside or below it are typical windows, each in a frame of its
@@ -540,22 +587,20 @@ def embedding_map(table: EmbeddingTable, cache: TileCache, ground: shapely.Geome
     Args:
         table: The region's embeddings.
         cache: The region's tiles, in the encoder's style.
-        ground: What the region covers, in degrees; drawn as a thin outline.
     """
     components = principal_components(table.embeddings)
-    colours = component_colours(components)
+    sample = _sampled(components.distinct, 600)
+    seen = _Windows(table, cache, 16).rgb(sample).mean(axis=(1, 2))
+    colours = component_colours(components, sample, np.round(seen).astype(np.uint8))
     box = _cells_box(table, 0.01)
     is_tall = box[3] - box[1] > 0.9 * (box[2] - box[0])
     scale = _fitted(box, 1100, 1400) if is_tall else _fitted(box, 1600, 1400)
     picture = _coloured_map(table, cache, colours, box, scale)
-    if ground is not None:
-        for line in _lines(ground, box, scale):
-            ImageDraw.Draw(picture).line(line, fill=_INK, width=2, joint="curve")
     key = _typical(table.embeddings, components.distinct, 8)
     shares = ", ".join(f"{share:.0%}" for share in components.variance_shares)
     note = (
-        "Like colours mean like embeddings: the first two principal components choose the hue, the third the "
-        f"lightness. They carry {shares} of the variance."
+        "Like colours mean like embeddings. Colours are the first three principal components, which carry "
+        f"{shares} of the variance, turned towards the colours of the map."
     )
     compose = _map_beside_panel if is_tall else _map_above_key
     return compose(picture, table, _key_windows(table, cache, key, colours), note, (box, scale))
@@ -586,7 +631,7 @@ def _map_beside_panel(
     x, y = _MARGIN + picture.width + gap, _MARGIN
     _write(page, (x, y), _region_title(str(table.metadata["region"])), _TITLE_PX)
     y += _TITLE_PX + 24
-    for line in _table_subtitle(table).split("  ·  "):
+    for line in _table_subtitle(table).split(_DOT):
         _write(page, (x, y), line, _SUBTITLE_PX, _MUTED)
         y += round(_SUBTITLE_PX * 1.4)
     y = _paragraph(page, x, y + 22, _PANEL_PX, note, _NOTE_PX, _MUTED) + 22
@@ -622,6 +667,12 @@ def tile_contact_sheet(cache: TileCache) -> Image.Image:
     box = (float(x.min()), float(y.min()), float(x.max()) + CHUNK_PX, float(y.max()) + CHUNK_PX)
     scale = _fitted(box, 1000, 1000)
     overview = _base_map(cache, box, scale)
+    inner = _drawn_part(overview)
+    if (inner[2] - inner[0]) * (inner[3] - inner[1]) < 0.5 * overview.width * overview.height:
+        west, north = box[:2]
+        box = (west + inner[0] / scale, north + inner[1] / scale, west + inner[2] / scale, north + inner[3] / scale)
+        scale = _fitted(box, 1000, 1000)
+        overview = _base_map(cache, box, scale)
     left, top = _busiest(overview, max(round(768 * scale), 1))
     corner = (box[0] + left / scale, box[1] + top / scale)
     crop_box = (*(round(value) for value in corner), *(round(value) + 768 for value in corner))
@@ -644,6 +695,24 @@ def tile_contact_sheet(cache: TileCache) -> Image.Image:
     return _page(content, f"{_region_title(manifest.region)}: tiles", subtitle, note)
 
 
+def _drawn_part(picture: Image.Image) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of what is not the commonest colour, with a little room."""
+    pixels = np.asarray(picture).astype(np.int64)
+    code = (pixels[..., 0] << 16) + (pixels[..., 1] << 8) + pixels[..., 2]
+    colours, counts = np.unique(code, return_counts=True)
+    drawn = code != colours[counts.argmax()]
+    columns, rows = np.flatnonzero(drawn.any(axis=0)), np.flatnonzero(drawn.any(axis=1))
+    if not len(columns):
+        return 0, 0, picture.width, picture.height
+    room = 4 + round(0.04 * max(np.ptp(columns), np.ptp(rows)))
+    return (
+        max(int(columns[0]) - room, 0),
+        max(int(rows[0]) - room, 0),
+        min(int(columns[-1]) + room, picture.width),
+        min(int(rows[-1]) + room, picture.height),
+    )
+
+
 def _busiest(picture: Image.Image, side_px: int) -> tuple[int, int]:
     """Left and top of the square of that side in which neighbouring pixels differ most."""
     from scipy.ndimage import uniform_filter
@@ -658,7 +727,7 @@ def _busiest(picture: Image.Image, side_px: int) -> tuple[int, int]:
 
 
 def samples_map(triplets: Triplets, bounds: Bounds, ground: shapely.Geometry) -> Image.Image:
-    """Where triplets lie: train and test blocks, a sample of the anchors, and a few lines from anchors to their positives.
+    """Where triplets lie: train and test blocks, some of the anchors, and a few lines from anchors to positives.
 
     Args:
         triplets: A region's triplets.
@@ -695,7 +764,7 @@ def samples_map(triplets: Triplets, bounds: Bounds, ground: shapely.Geometry) ->
     n_shown = 0
     for split, colour in (("train", _TRAIN), ("test", _TEST)):
         places = triplets.lonlat(split)
-        wanted = 3000 * len(places) // max(triplets.table.num_rows, 1)
+        wanted = -(-3000 * len(places) // max(triplets.table.num_rows, 1)) if split == "train" else 3000 - n_shown
         shown = places[_sampled(np.arange(len(places)), max(wanted, 1))] if len(places) else places
         n_shown += len(shown)
         px, py = lonlat_to_pixel(shown[..., 0], shown[..., 1])
@@ -719,11 +788,11 @@ def samples_map(triplets: Triplets, bounds: Bounds, ground: shapely.Geometry) ->
     content = Image.new("RGB", (max(size[0] // 2, 860), size[1] // 2 + 46), _PAPER)
     content.paste(picture.reduce(2), ((content.width - size[0] // 2) // 2, 0))
     _scale_bar(content, (2, size[1] // 2 + 34), box, scale, 260)
-    key_x = content.width
+    key_x, key_y = content.width, size[1] // 2 + 37
     for name, colour in (("test", _TEST), ("train", _TRAIN)):
-        _write(content, (key_x, size[1] // 2 + 37), name, _NOTE_PX, _INK, "rs")
-        key_x -= 74
-        ImageDraw.Draw(content).ellipse((key_x - 8, size[1] // 2 + 22, key_x + 6, size[1] // 2 + 36), fill=colour)
+        _write(content, (key_x, key_y), name, _NOTE_PX, _INK, "rs")
+        key_x -= round(_font(_NOTE_PX).getlength(name)) + 26
+        ImageDraw.Draw(content).ellipse((key_x, key_y - 15, key_x + 15, key_y), fill=colour)
         key_x -= 30
     subtitle = (
         f"{document.get('n_train', 0):,} triplets for training, {document.get('n_test', 0):,} for testing  ·  "
@@ -731,8 +800,8 @@ def samples_map(triplets: Triplets, bounds: Bounds, ground: shapely.Geometry) ->
     ).replace("×", "by")
     note = (
         f"Dots are {n_shown:,} of the anchors. Lines lead from some to their positives, at most "
-        f"{_length(float(document.get('distance_m') or 0))} away; negatives are other anchors of the same colour, at least "
-        f"{_length(float(document.get('negative_min_m') or 0))} away where the region has room. "
+        f"{_length(float(document.get('distance_m') or 0))} away; negatives are other anchors of the same colour, at "
+        f"least {_length(float(document.get('negative_min_m') or 0))} away where the region has room. "
         "No test window overlaps a window for training."
     )
     return _page(content, f"{_region_title(str(document.get('region', '')))}: triplets", subtitle, note)
@@ -744,7 +813,7 @@ def samples_map(triplets: Triplets, bounds: Bounds, ground: shapely.Geometry) ->
 def window_mosaic(
     table: EmbeddingTable, cache: TileCache, n_windows: int = 1440, thumbnail_px: int = 40
 ) -> Image.Image:
-    """Windows side by side, so that neighbours have like embeddings: t-SNE, snapped to a grid without gaps or overlaps.
+    """Windows side by side, so that neighbours have like embeddings: t-SNE, snapped to a grid without overlaps.
 
     As in the original Geobacter and sentiance's Loc2Vec (2018).
 
@@ -755,8 +824,8 @@ def window_mosaic(
         thumbnail_px: Side of a window on the page.
     """
     distinct = distinct_rows(table.embeddings)
-    rows = _sampled(distinct, n_windows)
-    columns, n_rows = _grid_shape(len(rows), 1.6)
+    columns, n_rows = _grid_shape(min(len(distinct), n_windows), 1.6)
+    rows = _sampled(distinct, columns * n_rows)
     slots = snap_to_grid(tsne_layout(table.embeddings[rows]), columns, n_rows)
     enlarged = max(thumbnail_px, min(160, 1600 // columns))
     side = enlarged + 2
@@ -765,9 +834,9 @@ def window_mosaic(
         content.paste(Image.fromarray(window), (int(slot % columns) * side + 1, int(slot // columns) * side + 1))
     region = _region_title(str(table.metadata["region"]))
     note = (
-        f"{len(rows):,} of {len(distinct):,} distinct windows, {float(table.metadata['size_m']):g} m wide. Windows lie "
-        "side by side when their embeddings are alike (t-SNE, moved to the nearest free place of a grid); where they lie on "
-        "the ground plays no part."
+        f"{len(rows):,} windows, {float(table.metadata['size_m']):g} m wide, of {len(distinct):,} distinct embeddings. "
+        "They lie side by side when their embeddings are alike (t-SNE, moved to the nearest free place of a grid); "
+        "where they lie on the ground plays no part."
     )
     return _page(content, f"{region}, sorted by what it looks like", _table_subtitle(table), note)
 
@@ -787,31 +856,46 @@ def neighbour_strips(table: EmbeddingTable, cache: TileCache, n_queries: int = 6
     side = windows.size_px
     lonlat = np.stack([table.lon, table.lat], axis=1)
     content = Image.new("RGB", ((k + 1) * (side + gap) + 26, len(queries) * (side + caption)), _PAPER)
-    for line, row in enumerate(queries):
+    answers = [_elsewhere(table, lonlat, row, k, windows.size_m) for row in queries]
+    images = windows.images([*queries, *(other for answer in answers for other in answer)])
+    for line, (row, answer) in enumerate(zip(queries, answers, strict=True)):
         y = line * (side + caption)
-        away_m = _away_m(lonlat, row)
-        others = np.flatnonzero(away_m >= windows.size_m)
-        found = others[similar(table.embeddings[others], table.embeddings[row], k, lonlat[others], windows.size_m)]
-        content.paste(_framed(windows.image(row), _INK, 4).resize((side, side)), (0, y))
+        content.paste(_framed(images[row], _INK, 4).resize((side, side)), (0, y))
         _write(content, (0, y + side + 7), "query", _CAPTION_PX)
-        for place, other in enumerate(found.tolist()):
+        away_m = _away_m(lonlat, row)
+        for place, other in enumerate(answer):
             x = 26 + (place + 1) * (side + gap)
-            content.paste(windows.image(other), (x, y))
+            content.paste(images[other], (x, y))
             cosine = float(table.embeddings[other] @ table.embeddings[row])
             _write(content, (x, y + side + 7), f"{cosine:.3f}", _CAPTION_PX)
             _write(content, (x + side, y + side + 7), _length(float(away_m[other])), _CAPTION_PX, _MUTED, "ra")
     region = _region_title(str(table.metadata["region"]))
     note = (
-        f"Left: a typical window of each of {len(queries)} groups. Right: the {k} windows of the highest cosine similarity "
-        f"(below them, with the distance on the ground), none overlapping another. Shown at {side} px; the encoder sees "
-        f"{table.metadata['size_px']} px of {windows.size_m:g} m."
+        f"Left: {len(queries)} windows that differ, each typical of its like. Right: up to {k} windows of the highest "
+        "cosine similarity (below them, with the distance on the ground), none overlapping another. Shown at "
+        f"{side} px; the encoder sees {table.metadata['size_px']} px of {windows.size_m:g} m."
     )
     return _page(content, f"{region}: most similar places", _table_subtitle(table), note)
 
 
+def _elsewhere(table: EmbeddingTable, lonlat: Floats, row: int, k: int, spacing_m: float) -> list[int]:
+    """The rows most similar to one, neither near it nor near a better one."""
+    others = np.flatnonzero(_away_m(lonlat, row) >= spacing_m)
+    found = similar(table.embeddings[others], table.embeddings[row], k, lonlat[others], spacing_m)
+    return [int(other) for other in others[found]]
+
+
 def _query_rows(table: EmbeddingTable, cache: TileCache, n: int) -> list[int]:
+    """At most `n` rows with something to see, each typical of its like, as different from one another as can be."""
     candidates = _busy_rows(table, cache, _sampled(distinct_rows(table.embeddings), 1200))
-    return [int(row) for row in _typical(table.embeddings, candidates, n)]
+    typical = _typical(table.embeddings, candidates, 3 * n)
+    vectors = table.embeddings[typical]
+    chosen = [0]
+    while len(chosen) < min(n, len(typical)):
+        cosine = (vectors @ vectors[chosen].T).max(axis=1)
+        cosine[chosen] = np.inf
+        chosen.append(int(cosine.argmin()))
+    return [int(row) for row in typical[chosen]]
 
 
 def _away_m(lonlat: Floats, row: int) -> Floats:
@@ -821,7 +905,7 @@ def _away_m(lonlat: Floats, row: int) -> Floats:
 
 
 def interpolation_strips(table: EmbeddingTable, cache: TileCache, n_pairs: int = 4, steps: int = 9) -> Image.Image:
-    """What lies between two places that are nothing alike: real windows nearest to the great circle between embeddings.
+    """What lies between two places that are nothing alike: real windows along the great circle between embeddings.
 
     Args:
         table: The region's embeddings.
@@ -831,27 +915,29 @@ def interpolation_strips(table: EmbeddingTable, cache: TileCache, n_pairs: int =
     """
     windows = _Windows(table, cache, 150)
     side, gap, caption = windows.size_px, 12, 54
-    pairs = _opposites(table.embeddings, _query_rows(table, cache, 3 * n_pairs), n_pairs)
+    pairs = _opposites(table.embeddings, _query_rows(table, cache, 2 * n_pairs), n_pairs)
     height = max(len(pairs), 1) * (side + caption)
     content = Image.new("RGB", (steps * (side + gap) - gap, height), _PAPER)
     if not pairs:
         _write(content, (0, 0), "All cells have the same embedding: there is nothing between them.", _SUBTITLE_PX)
-    for line, (start, end) in enumerate(pairs):
-        path = interpolate(table.embeddings[start], table.embeddings[end], steps)
-        for step, row in enumerate(_stations(table, path, start, end, windows.size_m / 2)):
-            x, y = step * (side + gap), line * (side + caption)
+    paths = [interpolate(table.embeddings[start], table.embeddings[end], steps) for start, end in pairs]
+    strips = [_stations(table, path, *pair, windows.size_m / 2) for path, pair in zip(paths, pairs, strict=True)]
+    images = windows.images(row for strip in strips for row in strip if row is not None)
+    for line, (path, strip) in enumerate(zip(paths, strips, strict=True)):
+        for step, row in enumerate(strip):
             if row is None:
                 continue
-            window = windows.image(row)
+            x, y = step * (side + gap), line * (side + caption)
             is_end = step in (0, steps - 1)
-            content.paste(_framed(window, _INK, 4).resize((side, side)) if is_end else window, (x, y))
+            content.paste(_framed(images[row], _INK, 4).resize((side, side)) if is_end else images[row], (x, y))
             text = "from" if step == 0 else "to" if is_end else f"{float(path[step] @ table.embeddings[row]):.3f}"
             _write(content, (x, y + side + 7), text, _CAPTION_PX, _INK if is_end else _MUTED)
     region = _region_title(str(table.metadata["region"]))
     note = (
         "Both ends are real places. Between them, the great circle from one embedding to the other is cut into "
-        f"{steps - 1} equal steps; each shows the cell nearest to that point that is not shown already, and its cosine "
-        "with the point. A low cosine says that the region has nothing of the kind."
+        f"{steps - 1} equal steps. Each shows the cell nearest to that point, and its cosine with the point, among "
+        f"those at least {windows.size_m / 2:g} m from the windows already in the strip. A low cosine says that the "
+        "region has nothing of the kind."
     )
     return _page(content, f"{region}: from one place to another", _table_subtitle(table), note)
 
@@ -872,7 +958,7 @@ def _opposites(embeddings: NDArray[np.float32], rows: list[int], n: int) -> list
 def _stations(
     table: EmbeddingTable, path: NDArray[np.float32], start: int, end: int, spacing_m: float
 ) -> list[int | None]:
-    """A row for every vector of a path `[S, D]`: the nearest that is `spacing_m` from those shown; the ends are given."""
+    """A row for every vector of a path `[S, D]`: the nearest that is `spacing_m` from those before; ends are given."""
     lonlat = np.stack([table.lon, table.lat], axis=1)
     is_free = (_away_m(lonlat, start) >= spacing_m) & (_away_m(lonlat, end) >= spacing_m)
     stations: list[int | None] = [start]
@@ -931,8 +1017,8 @@ def triplet_picture(
             _write(content, (x + role * (full + gap), y + full + 8), f"{distance:.3f}", _CAPTION_PX, colour)
     n_right = int(np.sum(near < far))
     note = (
-        "Below positive and negative is their embedding's distance from the anchor's. Green and a tick: the positive is "
-        "nearer, as it should be. Red and a cross: the negative is."
+        "Below positive and negative is their embedding's distance from the anchor's. Green and a tick: the positive "
+        "is nearer, as it should be. Red and a cross: the negative is."
     )
     return _page(content, "Test triplets", f"{n_right} of these {n} are right", note)
 

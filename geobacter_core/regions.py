@@ -91,7 +91,7 @@ def _load_region(path: Path, name: str, table: object) -> Region:
     where = f"Regions file {path}, region '{name}'"
     if not _NAME.fullmatch(name):
         raise RegionsFileError(
-            f"{where}: a region's name is 1 to 63 of a-z, 0-9, '_' and '-', beginning with a letter or digit. Rename it."
+            f"{where}: a region's name is 1 to 63 of a-z 0-9 _ and -, beginning with a letter or digit. Rename it."
         )
     if not isinstance(table, dict):
         raise RegionsFileError(f"{where}: must be a table. Write [regions.{name}] and its fields below.")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import osmium
+import PIL.Image
 import pytest
 
 from geobacter_core.files import digest_of, write_json
@@ -17,7 +18,8 @@ from geobacter_core.geo import CHUNK_PX, CHUNK_TILES, TILE_PX, Tile
 from geobacter_core.osm.extract import Extract, fetch_extract, load_extract
 from geobacter_core.osm.features import Features, build_features, load_features
 from geobacter_core.regions import Region
-from geobacter_core.samples.triplets import SampleSettings, Triplets, build_triplets, load_triplets
+from geobacter_core.samples.settings import SampleSettings
+from geobacter_core.samples.triplets import Triplets, build_triplets, load_triplets
 from geobacter_core.settings import Settings
 from geobacter_core.tiles.cache import (
     ChunkSummary,
@@ -202,9 +204,10 @@ def registration(helsinki: Built):
     """A training of four steps on Helsinki, tracked and registered in an SQLite file of its own."""
     from geobacter_core.encoder.data import RegionData
     from geobacter_core.encoder.registry import Registry
-    from geobacter_core.encoder.train import TrainSettings
+    from geobacter_core.encoder.settings import TrainSettings
 
     registry = Registry(helsinki.settings)
     settings = TrainSettings(size_px=32, embedding_dim=16, batch_size=20, max_epochs=1, max_seconds=120)
     data = [RegionData(helsinki.region.name, helsinki.triplets, helsinki.cache)]
-    return registry.register(data, settings, {"dagster.run_id": "run-1", "dagster.asset_key": "location_encoder"})
+    tags = {"dagster.run_id": "run-1", "dagster.asset_key": "location_encoder"}
+    return registry.register(data, settings, tags, lambda examples: PIL.Image.new("RGB", (8, 8), "green"))

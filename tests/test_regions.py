@@ -116,7 +116,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
 
 def test_a_missing_file_is_named(tmp_path):
     for path in (tmp_path / "nowhere.toml", tmp_path):
-        with pytest.raises(RegionsFileError, match="cannot be read.*GEOBACTER_REGIONS") as caught:
+        with pytest.raises(RegionsFileError, match=r"cannot be read.*GEOBACTER_REGIONS") as caught:
             load_regions(path)
         assert str(path) in str(caught.value)
 
@@ -132,7 +132,7 @@ def test_a_relative_path_is_relative_to_the_file(regions_file, monkeypatch):
 def test_an_unknown_region_lists_the_known_ones(regions_file):
     regions = load_regions(regions_file("[regions.b]\nextract='pyrosm:x'\n[regions.a]\nextract='pyrosm:y'\n"))
     assert find_region(regions, "a").extract == "pyrosm:y"
-    with pytest.raises(UnknownRegionError, match="no region 'atlantis'. Known are: a, b"):
+    with pytest.raises(UnknownRegionError, match=r"no region 'atlantis'. Known are: a, b"):
         find_region(regions, "atlantis")
 
 

@@ -42,6 +42,17 @@ class Scores:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """A few triplets, uint8 `[N, C, H, W]` each, and their Euclidean distances from the anchor, `[N]`."""
+
+    anchor: torch.Tensor
+    positive: torch.Tensor
+    negative: torch.Tensor
+    positive_distance: Embeddings
+    negative_distance: Embeddings
+
+
 class TestWindows:
     """The test windows of several regions, cut once, for every encoder of that window size to be measured on."""
 
@@ -71,6 +82,17 @@ class TestWindows:
             recall_at(anchor, positive, 1),
             recall_at(anchor, positive, 10),
             len(anchor),
+        )
+
+    def examples(self, encode: Encode, n: int) -> Examples:
+        """`n` triplets, evenly from all regions, as an encoder sees them."""
+        index = np.unique(np.linspace(0, len(self) - 1, min(n, len(self))).astype(np.int64))
+        windows = (self.anchor[index], self.positive[index], self.negative[index])
+        anchor, positive, negative = (encode(part) for part in windows)
+        return Examples(
+            *windows,
+            positive_distance=np.linalg.norm(anchor - positive, axis=1),
+            negative_distance=np.linalg.norm(anchor - negative, axis=1),
         )
 
 

@@ -24,7 +24,7 @@ from mlflow.exceptions import MlflowException
 
 from geobacter_core.encoder.data import RegionData
 from geobacter_core.encoder.device import best_device
-from geobacter_core.encoder.evaluate import Embeddings, Scores, TestWindows
+from geobacter_core.encoder.evaluate import Embeddings, Examples, Scores, TestWindows
 from geobacter_core.encoder.network import EncoderNetwork, embed, random_network, weights_digest
 from geobacter_core.encoder.settings import TrainSettings
 from geobacter_core.encoder.train import (
@@ -50,6 +50,7 @@ BATCH = 128
 """Encoders always run on batches of this size, padded: the same window then gives the same bits in any company."""
 
 _LOG_EVERY_STEPS = 20
+_N_EXAMPLES = 10
 _REQUIREMENTS = ["torch>=2.11", "torchvision>=0.26", "numpy>=2.0"]
 _log = logging.getLogger(__name__)
 
@@ -249,14 +250,14 @@ class Registry:
         regions: Sequence[RegionData],
         settings: TrainSettings,
         tags: Mapping[str, str],
-        draw: Callable[[Trained], "PIL.Image.Image"],
+        draw: Callable[[Examples], "PIL.Image.Image"],
         on_step: Callable[[Step], None] = lambda step: None,
         on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     ) -> Registration:
         """Train an encoder in an MLflow run and register it as the challenger.
 
         The run has every parameter, the inputs as datasets with their digests, loss and throughput per step, scores
-        per epoch and for random weights, the picture that `draw` makes of the trained encoder, and the model.
+        per epoch and for random weights, the picture that `draw` makes of ten test triplets, and the model.
 
         Raises:
             RegistryError: MLflow fails.
@@ -285,7 +286,7 @@ class Registry:
             with self._trouble():
                 steps.flush()
                 mlflow.log_metrics({"images_per_s": trained.images_per_s, "train_seconds": trained.train_seconds})
-                picture = draw(trained)
+                picture = draw(trained.test.examples(encode_with(trained.network, torch.device("cpu")), _N_EXAMPLES))
                 mlflow.log_image(picture, "pictures/test_triplets.png")
                 version = self._log_model(trained, style, size_m, n_channels, settings)
         return Registration(trained, version, self.experiment_id, picture)

@@ -260,8 +260,8 @@ def _draw_pool(
         if int(np.sum(pool.split == name)) < least:
             raise SamplesError(
                 f"Region '{cache.manifest.region}': no place for {name} windows of {settings.size_m:g} m with "
-                f"something to see (an entropy of {settings.min_entropy:g} bits). Use smaller windows or blocks, a lower "
-                "min_entropy, or set train = false for the region."
+                f"something to see (an entropy of {settings.min_entropy:g} bits). Use smaller windows or "
+                "blocks, a lower min_entropy, or set train = false for the region."
             )
     if len(pool) < wanted:
         _log.warning("%s: found %d of %d triplets", cache.manifest.region, len(pool), wanted)

@@ -9,9 +9,10 @@ import hashlib
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -248,7 +249,7 @@ def _reuse(job: _Job, chunk: Tile) -> ChunkSummary | None:
     try:
         if chunk_metadata(path).get("geobacter:recipe") != job.metadata["geobacter:recipe"]:
             return None
-        return _summary(chunk, *read_chunk(path, chunk), path)
+        return _summary(chunk, *read_chunk(path, chunk)[1:], path)
     except TileCacheError as problem:
         if path.exists():
             _log.warning("%s; it is rendered again now", problem)
@@ -280,18 +281,39 @@ def _render(job: _Job, chunk: Tile) -> ChunkSummary | Exception:
     """Make a chunk; a failure is returned, for the other chunks go on."""
     try:
         path = chunk_file(job.folder, chunk)
-        pixels = job.source.chunk(chunk)
-        return _summary(chunk, pixels, write_chunk(path, chunk, pixels, job.metadata), path)
+        return _summary(chunk, *write_chunk(path, chunk, job.source.strips(chunk), job.metadata), path)
     except (GeobacterError, OSError, RuntimeError) as problem:
         return problem
 
 
-def _summary(chunk: Tile, pixels: Pixels, digests: list[bytes], path: Path) -> ChunkSummary:
-    flat = pixels.reshape(CHUNK_TILES**2, TILE_PX * TILE_PX, pixels.shape[-1])
-    first_row_blank = (flat[:, :TILE_PX] == flat[:, :1]).all(axis=(1, 2))
-    n_blank = sum(bool((flat[index] == flat[index, :1]).all()) for index in np.flatnonzero(first_row_blank))
+def _summary(chunk: Tile, digests: list[bytes], n_blank: int, path: Path) -> ChunkSummary:
     digest = hashlib.sha256(b"".join(digests)).hexdigest()
     return ChunkSummary(x=chunk.x, y=chunk.y, digest=digest, n_blank=n_blank, size_bytes=path.stat().st_size)
+
+
+def _digests(tiles: Pixels, n_channels: int) -> tuple[list[bytes], int]:
+    """SHA-256 of each tile `[256, bytes]`, and how many tiles are of one colour.
+
+    Most regions have many of those, of few colours, so their digests are remembered.
+    """
+    digests: list[bytes] = []
+    of_colour: dict[bytes, bytes] = {}
+    n_blank = 0
+    for tile in tiles:
+        # A tile is of one colour if every pixel is like the one before it; most are found out in the first row.
+        line = n_channels * TILE_PX
+        if not (
+            np.array_equal(tile[n_channels:line], tile[: line - n_channels])
+            and np.array_equal(tile[n_channels:], tile[:-n_channels])
+        ):
+            digests.append(hashlib.sha256(tile.data).digest())
+            continue
+        n_blank += 1
+        colour = tile[:n_channels].tobytes()
+        if colour not in of_colour:
+            of_colour[colour] = hashlib.sha256(tile.data).digest()
+        digests.append(of_colour[colour])
+    return digests, n_blank
 
 
 def chunk_file(folder: Path, chunk: Tile) -> Path:
@@ -299,34 +321,55 @@ def chunk_file(folder: Path, chunk: Tile) -> Path:
     return folder / f"{chunk.z}-{chunk.x}-{chunk.y}.parquet"
 
 
-def write_chunk(path: Path, chunk: Tile, pixels: Pixels, metadata: Mapping[str, str]) -> list[bytes]:
-    """Write uint8 `[16, 16, 256, 256, C]` as a chunk file; returns the tiles' SHA-256 digests, row by row."""
-    flat = pixels.reshape(CHUNK_TILES**2, -1)
-    digests = [hashlib.sha256(tile.data).digest() for tile in flat]
-    rows, columns = np.divmod(np.arange(CHUNK_TILES**2, dtype=np.int32), CHUNK_TILES)
-    table = pa.table(
+def write_chunk(
+    path: Path, chunk: Tile, strips: Iterable[Pixels], metadata: Mapping[str, str]
+) -> tuple[list[bytes], int]:
+    """Write 16 strips of tiles, uint8 `[16, 256, 256, C]` each, as a chunk file, a row group per strip.
+
+    Returns:
+        The tiles' SHA-256 digests, row by row, and how many tiles are of one colour.
+    """
+    digests: list[bytes] = []
+    n_blank = 0
+    with written_aside(path) as temporary, ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+        for row, strip in enumerate(strips):
+            flat = strip.reshape(CHUNK_TILES, -1)
+            found, blank = _digests(flat, strip.shape[-1])
+            table = _strip_table(chunk, row, flat, found, metadata)
+            if writer is None:
+                writer = stack.enter_context(
+                    pq.ParquetWriter(
+                        temporary,
+                        table.schema,
+                        compression="zstd",
+                        compression_level=1,
+                        use_dictionary=False,
+                        write_statistics=["x", "y"],
+                    )
+                )
+            writer.write_table(table)
+            digests += found
+            n_blank += blank
+        if len(digests) != CHUNK_TILES**2:
+            raise TileCacheError(f"The source gave {len(digests)} of 256 tiles of chunk {chunk}. Render it again.")
+        stack.close()
+    return digests, n_blank
+
+
+def _strip_table(chunk: Tile, row: int, flat: Pixels, digests: list[bytes], metadata: Mapping[str, str]) -> pa.Table:
+    first = chunk.x * CHUNK_TILES
+    pixels = [None, pa.py_buffer(np.ascontiguousarray(flat))]
+    return pa.table(
         {
-            "z": pa.array(np.full(CHUNK_TILES**2, TILE_ZOOM, np.int32)),
-            "x": pa.array(columns.astype(np.int32) + np.int32(chunk.x * CHUNK_TILES)),
-            "y": pa.array(rows.astype(np.int32) + np.int32(chunk.y * CHUNK_TILES)),
-            "pixels": pa.FixedSizeBinaryArray.from_buffers(
-                pa.binary(flat.shape[1]), len(flat), [None, pa.py_buffer(np.ascontiguousarray(flat))]
-            ),
+            "z": pa.array([TILE_ZOOM] * CHUNK_TILES, pa.int32()),
+            "x": pa.array(range(first, first + CHUNK_TILES), pa.int32()),
+            "y": pa.array([chunk.y * CHUNK_TILES + row] * CHUNK_TILES, pa.int32()),
+            "pixels": pa.FixedSizeBinaryArray.from_buffers(pa.binary(flat.shape[1]), CHUNK_TILES, pixels),
             "digest": pa.array(digests, pa.binary(32)),
         },
         metadata=dict(metadata),
     )
-    with written_aside(path) as temporary:
-        pq.write_table(
-            table,
-            temporary,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=False,
-            write_statistics=["x", "y"],
-            row_group_size=CHUNK_TILES,
-        )
-    return digests
 
 
 def chunk_metadata(path: Path) -> dict[str, str]:
@@ -344,8 +387,10 @@ def chunk_metadata(path: Path) -> dict[str, str]:
     return {key.decode(): value.decode() for key, value in found.items() if key.startswith(b"geobacter:")}
 
 
-def read_chunk(path: Path, chunk: Tile) -> tuple[Pixels, list[bytes]]:
-    """Pixels uint8 `[16, 16, 256, 256, C]` of a chunk file and the tiles' digests, which have been checked.
+def read_chunk(path: Path, chunk: Tile) -> tuple[Pixels, list[bytes], int]:
+    """Pixels uint8 `[16, 16, 256, 256, C]` of a chunk file, the tiles' digests, and how many are of one colour.
+
+    The digests have been checked.
 
     Raises:
         TileCacheError: The file is missing, cannot be decoded, or a tile does not have its digest.
@@ -353,9 +398,9 @@ def read_chunk(path: Path, chunk: Tile) -> tuple[Pixels, list[bytes]]:
     try:
         table = pq.read_table(path, memory_map=False).combine_chunks()
         digests: list[bytes] = table["digest"].to_pylist()
-        column = table["pixels"].chunk(0)
-        width = column.type.byte_width
-        flat: NDArray[np.uint8] = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, width)
+        stored = table["pixels"].chunk(0)
+        width = stored.type.byte_width
+        flat: NDArray[np.uint8] = np.frombuffer(stored.buffers()[1], np.uint8).reshape(-1, width)
         is_whole = (
             len(flat) == CHUNK_TILES**2
             and (table["x"][0].as_py(), table["y"][0].as_py()) == (chunk.x * CHUNK_TILES, chunk.y * CHUNK_TILES)
@@ -367,13 +412,14 @@ def read_chunk(path: Path, chunk: Tile) -> tuple[Pixels, list[bytes]]:
         raise TileCacheError(f"Chunk {path} is damaged: {problem}. {_REMEDY}") from None
     if not is_whole:
         raise TileCacheError(f"Chunk {path} is damaged: it does not hold the 256 tiles of {chunk}. {_REMEDY}")
-    for index, (tile, digest) in enumerate(zip(flat, digests, strict=True)):
-        if hashlib.sha256(tile.data).digest() != digest:
-            row, column_ = divmod(index, CHUNK_TILES)
-            name = Tile(TILE_ZOOM, chunk.x * CHUNK_TILES + column_, chunk.y * CHUNK_TILES + row)
-            raise TileCacheError(f"Chunk {path} is damaged: tile {name} does not have its digest. {_REMEDY}")
     n_channels = width // (TILE_PX * TILE_PX)
-    return flat.reshape(CHUNK_TILES, CHUNK_TILES, TILE_PX, TILE_PX, n_channels), digests
+    found, n_blank = _digests(flat, n_channels)
+    if found != digests:
+        index = next(index for index, pair in enumerate(zip(found, digests, strict=True)) if pair[0] != pair[1])
+        row, column = divmod(index, CHUNK_TILES)
+        name = Tile(TILE_ZOOM, chunk.x * CHUNK_TILES + column, chunk.y * CHUNK_TILES + row)
+        raise TileCacheError(f"Chunk {path} is damaged: tile {name} does not have its digest. {_REMEDY}")
+    return flat.reshape(CHUNK_TILES, CHUNK_TILES, TILE_PX, TILE_PX, n_channels), digests, n_blank
 
 
 def load_manifest(folder: Path) -> TileManifest:

@@ -1,5 +1,6 @@
-"""What every tile source offers: the pixels of one chunk."""
+"""What every tile source offers: the tiles of one chunk."""
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -21,5 +22,8 @@ class TileSource(Protocol):
     def n_channels(self) -> int:
         """C."""
 
-    def chunk(self, chunk: Tile) -> Pixels:
-        """All 256 tiles of a chunk, uint8 `[16, 16, 256, 256, C]`: row, column, then pixels, north up."""
+    def strips(self, chunk: Tile) -> Iterator[Pixels]:
+        """The tiles of a chunk in 16 strips from north to south, each uint8 `[16, 256, 256, C]` from west to east.
+
+        A strip is valid until the next one is asked for.
+        """

@@ -1,6 +1,7 @@
 """The encoder: trained on the triplets of every training region, tracked and registered in MLflow."""
 
 import os
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -13,6 +14,9 @@ from geobacter_pipeline.configs import TrainConfig
 from geobacter_pipeline.partitions import training_mapping, training_regions
 from geobacter_pipeline.report_back import Progress, core_errors, picture
 from geobacter_pipeline.resources import Geobacter
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 _LOCAL_UI = "http://127.0.0.1:5000"
 
@@ -35,8 +39,9 @@ def location_encoder(
 ) -> dg.MaterializeResult[None]:
     """A ResNet-18 from window to embedding: a new MLflow run and registered version at every materialisation."""
     from geobacter_core.encoder.data import RegionData
+    from geobacter_core.encoder.evaluate import Examples
     from geobacter_core.encoder.train import Epoch, Step
-    from geobacter_core.plots import draw_test_triplets
+    from geobacter_core.plots import triplet_picture
 
     settings = geobacter.settings
     tags = {
@@ -63,7 +68,17 @@ def location_encoder(
             what = f"after epoch {epoch.epoch}" if epoch.epoch else "with random weights"
             context.log.info(f"test triplet accuracy {what}: {epoch.scores.triplet_accuracy:.3f}")
 
-        done = registry.register(regions, config, tags, draw_test_triplets, on_step, on_epoch)
+        def draw(shown: Examples) -> "PIL.Image.Image":
+            return triplet_picture(
+                shown.anchor,
+                shown.positive,
+                shown.negative,
+                shown.positive_distance,
+                shown.negative_distance,
+                regions[0].cache.manifest.channels,
+            )
+
+        done = registry.register(regions, config, tags, draw, on_step, on_epoch)
     trained, version = done.trained, done.version
     return dg.MaterializeResult(
         data_version=dg.DataVersion(version.digest),

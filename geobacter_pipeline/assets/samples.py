@@ -43,6 +43,6 @@ def triplet_samples(
             ),
             "path": dg.MetadataValue.path(path),
             **facts,
-            "picture": picture(samples_map(triplets, extract.ground)),
+            "picture": picture(samples_map(triplets, extract.box, extract.ground)),
         },
     )

@@ -335,7 +335,7 @@ def _typical(embeddings: NDArray[np.float32], rows: NDArray[np.int64], n: int) -
 
 def _one_thread() -> AbstractContextManager[object]:
     """The order of a sum, and so its last bit, depends on the number of threads; t-SNE makes much of a last bit."""
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     limits: AbstractContextManager[object] = threadpool_limits(1)
     return limits

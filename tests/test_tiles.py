@@ -16,6 +16,7 @@ from geobacter_core.geo import CHUNK_PX, WORLD_M, Place, Tile, lonlat_to_pixel
 from geobacter_core.tiles.cache import (
     TileCache,
     build_cache,
+    cache_problems,
     chunk_file,
     chunk_metadata,
     chunks_of,
@@ -23,7 +24,7 @@ from geobacter_core.tiles.cache import (
     read_chunk,
     write_chunk,
 )
-from geobacter_core.tiles.mapnik import cut_into_tiles, open_map
+from geobacter_core.tiles.mapnik import cut_into_strips, open_map
 
 TILE_BYTES = 256 * 256 * 3
 FULL = Tile(12, 2331, 1185)
@@ -166,7 +167,7 @@ def test_a_missing_chunk_is_named_and_the_only_one_rendered_again(own_helsinki):
 
 
 def test_no_flipped_byte_changes_a_chunk_unnoticed(tmp_path):
-    """A small file, flipped at 150 places anywhere and at 150 of its footer: an error of ours, or what was written."""
+    """A small file, flipped at 80 places anywhere and at 80 of its footer: an error of ours, or what was written."""
     rng = np.random.default_rng(0)
     pixels = np.zeros((16, 16, 256, 256, 1), np.uint8)
     pixels[:, :, :4, :4] = rng.integers(0, 256, (16, 16, 4, 4, 1))
@@ -175,7 +176,7 @@ def test_no_flipped_byte_changes_a_chunk_unnoticed(tmp_path):
     data = path.read_bytes()
     footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     draw = random.Random(0)
-    places = [*draw.sample(range(len(data)), 150), *draw.sample(range(footer, len(data)), 150)]
+    places = [*draw.sample(range(len(data)), 80), *draw.sample(range(footer, len(data)), 80)]
     n_found = 0
     for place in places:
         path.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
@@ -186,7 +187,15 @@ def test_no_flipped_byte_changes_a_chunk_unnoticed(tmp_path):
             n_found += 1
         else:
             np.testing.assert_array_equal(found, pixels, err_msg=f"byte {place} of {len(data)}")
-    assert n_found > 100
+    assert n_found > 50
+
+
+def test_metadata_that_is_no_text_is_damage(own_helsinki):
+    path = chunk_file(own_helsinki.tiles_folder, BLANK)
+    pq.write_table(pq.read_table(path).replace_schema_metadata({b"geobacter:recipe": b"\xfa\xff"}), path)
+    with pytest.raises(TileCacheError, match=re.escape(str(path))):
+        own_helsinki.cache.chunk(BLANK)
+    assert build(own_helsinki).n_rendered == 1
 
 
 def test_a_chunk_under_another_chunks_name_is_found(own_helsinki):
@@ -242,10 +251,11 @@ class HalfBroken:
     name = "half broken"
     n_channels = 3
 
-    def chunk(self, chunk):
-        if chunk == BLANK:
-            raise RuntimeError("no such layer")
-        return np.zeros((16, 16, 256, 256, 3), np.uint8)
+    def strips(self, chunk):
+        for row in range(16):
+            if chunk == BLANK and row == 9:
+                raise RuntimeError("no such layer")
+            yield np.zeros((16, 256, 256, 3), np.uint8)
 
 
 def test_a_chunk_that_fails_is_named_and_the_others_are_kept(own_helsinki):
@@ -267,12 +277,44 @@ def test_a_chunk_that_fails_is_named_and_the_others_are_kept(own_helsinki):
 
 
 def test_an_image_is_cut_into_tiles_row_by_row():
-    image = np.zeros((CHUNK_PX, CHUNK_PX, 4), np.uint8)
-    image[256 * 3 + 10, 256 * 5 + 20] = (1, 2, 3, 255)
-    tiles = cut_into_tiles(image.reshape(16, 256, 16, 256, 4), 3)
+    image = mapnik.Image(CHUNK_PX, CHUNK_PX)
+    image.set_pixel(256 * 5 + 20, 256 * 3 + 10, mapnik.Color(1, 2, 3, 255))
+    tiles = np.stack([strip.copy() for strip in cut_into_strips(image, 3)])
     assert tiles.shape == (16, 16, 256, 256, 3)
     assert tiles[3, 5, 10, 20].tolist() == [1, 2, 3]
     assert tiles.sum() == 6
+
+
+def test_a_source_that_stops_early_leaves_no_chunk(tmp_path):
+    strips = np.zeros((15, 16, 256, 256, 1), np.uint8)
+    with pytest.raises(TileCacheError, match="240 of 256 tiles of chunk 12/5/7"):
+        write_chunk(tmp_path / "12-5-7.parquet", Tile(12, 5, 7), strips, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tiles_of_one_colour_are_counted_when_written_and_when_read(tmp_path):
+    pixels = np.zeros((16, 16, 256, 256, 3), np.uint8)
+    pixels[:8] = (7, 8, 9)
+    pixels[2, 3, 255, 255, 2] = 10  # the last byte of one tile
+    pixels[2, 4, 0, 0, 0] = 6  # the first of another
+    pixels[9, 9, :, :, 0] = np.arange(256)  # every row the same, but not one colour
+    path, chunk = tmp_path / "12-5-7.parquet", Tile(12, 5, 7)
+    digests, n_blank = write_chunk(path, chunk, pixels, {})
+    assert n_blank == 256 - 3
+    assert digests == [hashlib.sha256(tile.tobytes()).digest() for row in pixels for tile in row]
+    found, found_digests, found_blank = read_chunk(path, chunk)
+    np.testing.assert_array_equal(found, pixels)
+    assert (found_digests, found_blank) == (digests, n_blank)
+
+
+def test_what_is_wrong_with_a_cache_is_listed(own_helsinki):
+    ground = own_helsinki.extract.ground
+    assert cache_problems(own_helsinki.tiles_folder, ground) == []
+    damaged(chunk_file(own_helsinki.tiles_folder, FULL), flip_middle)
+    chunk_file(own_helsinki.tiles_folder, BLANK).unlink()
+    first, second = cache_problems(own_helsinki.tiles_folder, ground)
+    assert "12-2331-1185.parquet is damaged" in first
+    assert "12-2332-1185.parquet is missing" in second
 
 
 def colour_at(built, lon, lat):

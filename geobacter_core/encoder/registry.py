@@ -8,6 +8,7 @@ import os
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -151,7 +152,8 @@ class Registry:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        logging.getLogger("alembic").setLevel(logging.WARNING)
+        for name in ("alembic", "mlflow"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         self._settings = settings
         self.uri = settings.tracking_uri
         _check_answer(self.uri)
@@ -309,6 +311,7 @@ class Registry:
         if len(example) < 2:  # a batch of one would be exported as a batch of always one
             example = np.repeat(example, 2, axis=0)
         side = settings.size_px
+        warnings.filterwarnings("ignore", message="No complete tensor found", module="torch.export")
         info = mlflow.pytorch.log_model(
             trained.network.eval(),
             name="encoder",
@@ -434,7 +437,9 @@ def _in_fixed_batches(network: EncoderNetwork, windows: torch.Tensor, device: to
 
 def _dataset(region: RegionData, settings: Settings) -> Dataset:
     """A region's triplets as an MLflow dataset with the data versions behind them."""
-    source = resolve_dataset_source(settings.triplets_file(region.name).as_uri())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it finds two readers for a path, and says so
+        source = resolve_dataset_source(settings.triplets_file(region.name).as_uri())
     manifest = region.cache.manifest
     name = f"{region.name} (tiles {manifest.digest[:12]}, extract {manifest.extract_sha256[:12]})"
     return _TripletDataset(source, name=name, digest=region.triplets.digest[:32])

@@ -68,9 +68,10 @@ def rendering(folder: Path, extract_folder: Path, repeats: int) -> None:
             list(pool.map(_render_job, [job] * len(chunks), chunks))
             rates["cache"].append(n_tiles / (time.perf_counter() - begun))
     ratio = statistics.median(c / b for c, b in zip(rates["cache"], rates["bare"], strict=True))
+    bare, cached = (statistics.median(rates[kind]) for kind in ("bare", "cache"))
     print(
-        f"rendering: {len(chunks)} chunks, {workers} processes: bare Mapnik "
-        f"{statistics.median(rates['bare']):,.0f} tiles/s, tile cache {statistics.median(rates['cache']):,.0f} tiles/s, ratio {ratio:.2f}"
+        f"rendering: {len(chunks)} chunks, {workers} processes: bare Mapnik {bare:,.0f} tiles/s, "
+        f"tile cache {cached:,.0f} tiles/s, ratio {ratio:.2f}"
     )
     begun = time.perf_counter()
     built = tile_cache.build_cache(folder / "cold", "bench", extract.ground, style, source, features)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from geobacter_core.errors import GeobacterError
@@ -62,6 +63,17 @@ def sha256_of_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes, read in pieces."""
     with path.open("rb") as data:
         return hashlib.file_digest(data, "sha256").hexdigest()
+
+
+def check_pages(path: Path) -> None:
+    """Read a Parquet file through, row group by row group, against its pages' checksums.
+
+    Raises:
+        OSError: A page does not have its checksum, or cannot be decoded.
+    """
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for group in range(file.num_row_groups):
+            file.read_row_group(group)
 
 
 def digest_of(*parts: object) -> str:

@@ -143,11 +143,11 @@ class Tile:
         return west, north - side_m, west + side_m, north
 
     @property
-    def bounds(self) -> Bounds:
-        """The tile's box in degrees."""
+    def polygon(self) -> shapely.Polygon:
+        """The tile's box in degrees, lon first; the outermost reach past the ±85° that end a region."""
         west, south, east, north = self.mercator_box
         lon, lat = mercator_to_lonlat(np.array([west, east]), np.array([south, north]))
-        return Bounds(float(lon[0]), float(lat[0]), float(lon[1]), float(lat[1]))
+        return shapely.box(float(lon[0]), float(lat[0]), float(lon[1]), float(lat[1]))
 
     @classmethod
     def at(cls, place: Place, zoom: int) -> "Tile":

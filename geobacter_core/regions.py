@@ -48,6 +48,9 @@ class Region(BaseModel):
         return tuple(float(v) for v in value)
 
 
+_FIELDS = f"The fields are {', '.join(sorted(set(Region.model_fields) - {'name'}))}."
+
+
 def parse_source(extract: str) -> tuple[str, str]:
     """Split an `extract` setting into scheme and rest; a path has the scheme `path`.
 
@@ -95,6 +98,8 @@ def _load_region(path: Path, name: str, table: object) -> Region:
         )
     if not isinstance(table, dict):
         raise RegionsFileError(f"{where}: must be a table. Write [regions.{name}] and its fields below.")
+    if "name" in table:
+        raise RegionsFileError(f"{where}, field 'name': the table's own name is the region's. {_FIELDS}")
     try:
         region = TypeAdapter(Region).validate_python({"name": name, **table})
         scheme, rest = parse_source(region.extract)
@@ -103,8 +108,7 @@ def _load_region(path: Path, name: str, table: object) -> Region:
     except ValidationError as problem:
         first = problem.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "name"
-        known = ", ".join(sorted(set(Region.model_fields) - {"name"}))
-        raise RegionsFileError(f"{where}, field '{field}': {first['msg']}. The fields are {known}.") from None
+        raise RegionsFileError(f"{where}, field '{field}': {first['msg']}. {_FIELDS}") from None
     except ValueError as problem:
         raise RegionsFileError(f"{where}, field 'extract': {problem}.") from None
     return region

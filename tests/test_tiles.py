@@ -46,10 +46,10 @@ def test_the_caches_chunks_are_those_around_helsinki(helsinki):
 
 def test_chunks_of_ground_are_those_within_500_m():
     # A point-sized ground, 490 m and 510 m west of a chunk's west border at 60° north.
-    border = BLANK.bounds
-    metre = 1 / (111_320 * np.cos(np.radians(border.south)))
+    west, south, _, north = BLANK.polygon.bounds
+    metre = 1 / (111_320 * np.cos(np.radians(south)))
     for distance_m, n_chunks in ((490, 2), (510, 1)):
-        lon, lat = border.west - distance_m * metre, (border.south + border.north) / 2
+        lon, lat = west - distance_m * metre, (south + north) / 2
         ground = shapely.box(lon - 1e-7, lat - 1e-7, lon, lat + 1e-7)
         assert len(chunks_of(ground)) == n_chunks
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from geobacter_core.embeddings.table import read_metadata, rows, table_writer
 from geobacter_core.encoder.registry import Encoder, EncoderVersion
 from geobacter_core.errors import EmbeddingsError
-from geobacter_core.files import digest_of, remove_temporaries, sha256_of_file, written_aside
+from geobacter_core.files import check_pages, digest_of, remove_temporaries, sha256_of_file, written_aside
 from geobacter_core.geo import Cells, cells_within
 from geobacter_core.tiles.cache import TileCache
 from geobacter_core.tiles.window import WindowReader
@@ -151,9 +151,12 @@ def _from(n_before: int, n_all: int, on_cells: Callable[[int, int], None]) -> Ca
 def _current(path: Path, recipe: str) -> EmbedResult | None:
     try:
         metadata = read_metadata(path)
-    except EmbeddingsError:
-        return None
-    if metadata.get("recipe") != recipe:
+        if metadata.get("recipe") != recipe:
+            return None
+        check_pages(path)
+    except (EmbeddingsError, OSError, pa.ArrowException) as problem:
+        if path.exists():
+            _log.warning("%s; it is made again now", problem)
         return None
     return EmbedResult(path, sha256_of_file(path), int(metadata["n_cells"]), 0, was_current=True)
 

@@ -38,7 +38,7 @@ def schema(embedding_dim: int) -> pa.Schema:
             pa.field("window_digest", pa.binary(), nullable=False),
             pa.field("encoder", pa.string(), nullable=False),
             pa.field("style", pa.string(), nullable=False),
-            pa.field("osm_timestamp", pa.timestamp("s", tz="UTC"), nullable=False),
+            pa.field("osm_timestamp", pa.timestamp("ms", tz="UTC"), nullable=False),
         ]
     )
 
@@ -104,7 +104,9 @@ def read_table(path: Path) -> EmbeddingTable:
     """
     metadata = read_metadata(path)
     try:
-        table = pq.read_table(path, columns=["cell", "lon", "lat", "embedding"]).combine_chunks()
+        table = pq.read_table(
+            path, columns=["cell", "lon", "lat", "embedding"], page_checksum_verification=True
+        ).combine_chunks()
     except (pa.ArrowException, OSError) as problem:
         raise EmbeddingsError(f"{path} is damaged: {problem}. {_REMEDY}") from None
     embedding = table["embedding"].combine_chunks()
@@ -127,7 +129,7 @@ def table_problems(path: Path, ground: shapely.Geometry, resolution: int) -> lis
     """
     try:
         metadata = read_metadata(path)
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
         dim = file.schema_arrow.field("embedding").type.list_size
         if not file.schema_arrow.remove_metadata().equals(schema(dim)):
             return [f"{path} does not have the columns of an embedding table. {_REMEDY}"]
@@ -167,7 +169,7 @@ def rows(
     """Cells with their embeddings `[N, D]` and window digests as rows of a table."""
     n, dim = embeddings.shape
     flat = pa.array(np.ascontiguousarray(embeddings).reshape(-1), pa.float32())
-    seconds = np.datetime64(osm_timestamp.removesuffix("Z"), "s").astype(np.int64)
+    milliseconds = np.datetime64(osm_timestamp.removesuffix("Z"), "ms").astype(np.int64)
     columns = schema(dim)
     return pa.Table.from_arrays(
         [
@@ -179,7 +181,7 @@ def rows(
             pa.array(digests, pa.binary()),
             pa.array([encoder] * n, pa.string()),
             pa.array([style] * n, pa.string()),
-            pa.array(np.full(n, seconds), pa.timestamp("s", tz="UTC")),
+            pa.array(np.full(n, milliseconds), pa.timestamp("ms", tz="UTC")),
         ],
         schema=columns,
     )
@@ -202,5 +204,5 @@ def table_writer(path: Path, embedding_dim: int, metadata: Mapping[str, Any]) ->
     columns = schema(embedding_dim).with_metadata(
         {"geo": json.dumps(geo), "geobacter": json.dumps(dict(metadata), sort_keys=True)}
     )
-    with pq.ParquetWriter(path, columns, compression="zstd") as writer:
+    with pq.ParquetWriter(path, columns, compression="zstd", write_page_checksum=True) as writer:
         yield writer

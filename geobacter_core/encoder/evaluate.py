@@ -102,5 +102,8 @@ def recall_at(anchor: Embeddings, positive: Embeddings, k: int) -> float:
     for begin in range(0, len(anchor), 1024):
         cosine = anchor[begin : begin + 1024] @ positive.T
         own = cosine[np.arange(len(cosine)), begin + np.arange(len(cosine))]
-        hits += int(np.sum(np.sum(cosine > own[:, None], axis=1) < k))
+        nearer = np.sum(cosine > own[:, None], axis=1)
+        # Ties count half against it: an encoder that maps all to one point finds nothing.
+        ties = np.sum(cosine == own[:, None], axis=1) - 1
+        hits += int(np.sum(nearer + ties / 2 < k))
     return hits / len(anchor)

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from mlflow.data.dataset import Dataset
 from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from geobacter_core.encoder.data import RegionData
 from geobacter_core.encoder.device import best_device
@@ -38,7 +40,7 @@ from geobacter_core.encoder.train import (
     train,
 )
 from geobacter_core.errors import EncoderError, RegistryError
-from geobacter_core.settings import Settings, without_secrets
+from geobacter_core.settings import Settings, redacted, without_secrets
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -157,9 +159,8 @@ class Registry:
         self._settings = settings
         self.uri = settings.tracking_uri
         _check_answer(self.uri)
-        mlflow.set_tracking_uri(self.uri)
-        self.client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         with self._trouble():
+            self.client = mlflow.MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
             experiment = self.client.get_experiment_by_name(EXPERIMENT)
             if experiment is None:
                 local = settings.mlflow_artifacts.as_uri() if self.uri.startswith("sqlite:") else None
@@ -172,9 +173,9 @@ class Registry:
         """Turn MLflow's exceptions into ours."""
         try:
             yield
-        except (MlflowException, OSError) as problem:
+        except (MlflowException, SQLAlchemyError, OSError) as problem:
             raise RegistryError(
-                f"MLflow at {without_secrets(self.uri)}: {problem}. "
+                f"MLflow at {without_secrets(self.uri)}: {redacted(str(problem), self.uri)}. "
                 "Check that the server runs and MLFLOW_TRACKING_URI names it; nothing was changed."
             ) from None
 
@@ -189,7 +190,7 @@ class Registry:
             if problem.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise RegistryError(
-                f"MLflow at {without_secrets(self.uri)}: {problem.message}. Check that the server runs."
+                f"MLflow at {without_secrets(self.uri)}: {redacted(str(problem), self.uri)}. Does the server run?"
             ) from None
         tags = found.tags
         try:
@@ -208,7 +209,7 @@ class Registry:
             )
         except KeyError as missing:
             raise RegistryError(
-                f"Registered model {MODEL_NAME} version {found.version} has no tag {missing}: not one of Geobacter's. "
+                f"Registered model {MODEL_NAME} version {found.version} has no tag {missing}: not one of ours. "
                 "Point the alias to another version."
             ) from None
 
@@ -234,6 +235,7 @@ class Registry:
             EncoderError: What was loaded has other weights than the registry states.
         """
         device = best_device()
+        _set_tracking_uri(self.uri)
         with self._trouble():
             module = mlflow.pytorch.load_model(f"models:/{MODEL_NAME}/{version.version}")
         if weights_digest(module) != version.digest:
@@ -266,6 +268,7 @@ class Registry:
             EncoderError: The training fails; the run is marked as failed.
         """
         style, size_m, n_channels = check_regions(regions)
+        _set_tracking_uri(self.uri)
         with self._trouble():
             run = mlflow.start_run(experiment_id=self.experiment_id, tags={**tags, "code_version": VERSION})
         with run:
@@ -379,7 +382,7 @@ def _rule(
     champion_scores: Scores | None,
 ) -> tuple[bool, str]:
     ours, theirs = scores.triplet_accuracy, random_scores.triplet_accuracy
-    if ours <= theirs:
+    if not ours > theirs:  # so that a NaN does not pass
         return (
             False,
             f"{challenger.name} has triplet accuracy {ours:.3f}, no better than random weights ({theirs:.3f}).",
@@ -399,6 +402,19 @@ def _rule(
     return ours >= best, f"{comparison}, random weights {theirs:.3f}, on the same {scores.n} test triplets."
 
 
+def _set_tracking_uri(uri: str) -> None:
+    """Point MLflow's functions to `uri`, without the environment variable that MLflow sets besides.
+
+    It would outlive this object, and a later `Settings.from_environment` would take it for the user's wish.
+    """
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    if before is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    else:
+        os.environ["MLFLOW_TRACKING_URI"] = before
+
+
 def _check_answer(uri: str) -> None:
     """Fail at once where an HTTP tracking server does not answer; MLflow's own client would try for minutes."""
     if uri.startswith("sqlite:///"):
@@ -411,11 +427,11 @@ def _check_answer(uri: str) -> None:
             ) from None
     elif uri.startswith(("http://", "https://")):
         try:
-            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
+            with urllib.request.urlopen(f"{without_secrets(uri).rstrip('/')}/health", timeout=5):
                 pass
         except urllib.error.HTTPError:
             pass  # it answers; whether it lets us in, the first call tells
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, HTTPException) as problem:
             reason = getattr(problem, "reason", problem)
             raise RegistryError(
                 f"MLflow at {without_secrets(uri)} does not answer ({reason}). Start it, or unset MLFLOW_TRACKING_URI "

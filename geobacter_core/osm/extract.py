@@ -23,7 +23,7 @@ from geobacter_core.errors import DownloadError, ExtractError, RegionGeometryErr
 from geobacter_core.files import read_json, remove_temporaries, sha256_of_file, write_json, written_aside
 from geobacter_core.geo import REGION_MAX_LAT, TILE_PX, TILE_ZOOM, Bounds, lonlat_to_pixel, pixel_to_lonlat
 from geobacter_core.regions import CATALOGUES, Region, parse_source
-from geobacter_core.settings import without_secrets
+from geobacter_core.settings import redacted, without_secrets
 
 VERSION = "1"
 """Raise when the same file would give another provenance."""
@@ -134,7 +134,7 @@ def fetch_extract(region: Region, folder: Path) -> Extract:
         candidate = _resolve(region, Path(scratch))
         sha256 = sha256_of_file(candidate)
         present = _present(folder)
-        if present is not None and _is_same(present, sha256, region):
+        if present is not None and _is_same(present, folder, sha256, region):
             _log.info("%s: the extract is unchanged (sha256 %s…)", region.name, sha256[:12])
             return present
         extract = _inspect(candidate, region, sha256)
@@ -156,13 +156,14 @@ def _present(folder: Path) -> Extract | None:
         return None
 
 
-def _is_same(present: Extract, sha256: str, region: Region) -> bool:
+def _is_same(present: Extract, folder: Path, sha256: str, region: Region) -> bool:
     bounds_fit = present.bounds == region.bounds if region.bounds else present.bounds_from != "settings"
     return (
         present.sha256 == sha256
         and present.version == VERSION
         and present.source == _source_without_secrets(region)
         and bounds_fit
+        and sha256_of_file(folder / present.file) == sha256
     )
 
 
@@ -194,14 +195,15 @@ def _resolve(region: Region, scratch: Path) -> Path:
         if scheme in CATALOGUES[1:] and is_city != (scheme == "bbbike"):
             raise ValueError(f"{scheme} has no extract '{name}'.")
         return Path(get_data(name, update=True, directory=str(scratch)))
+    except (OSError, PyrosmDownloadError) as problem:
+        raise DownloadError(
+            f"{_where(region)}: the download failed: {redacted(str(problem), region.extract)} "
+            "Check the network and materialise again."
+        ) from None
     except ValueError as problem:
         raise ExtractError(
-            f"{_where(region)}: {problem} Correct `extract` in regions.toml; pyrosm.data.available lists the names."
-        ) from None
-    except (OSError, PyrosmDownloadError) as problem:
-        reason = str(problem).replace(region.extract, _source_without_secrets(region))
-        raise DownloadError(
-            f"{_where(region)}: the download failed: {reason}. Check the network and materialise again."
+            f"{_where(region)}: {redacted(str(problem), region.extract)} Correct `extract` in regions.toml; "
+            "pyrosm.data.available lists the names."
         ) from None
 
 

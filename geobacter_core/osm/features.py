@@ -296,6 +296,8 @@ def _lines(
     for way in ways:
         is_coastline = way.tags.get("natural") == "coastline"
         if not is_coastline and way.is_closed() and not any(tag.k in _LINEAR_KEYS for tag in way.tags):
+            if not all(node.location.valid() for node in way.nodes):
+                broken["polygon with missing nodes"] += 1
             continue
         for row in _row(way, keys, factory.create_linestring, broken, "line"):
             if is_coastline:
@@ -305,14 +307,21 @@ def _lines(
 
 def _polygons(pbf: Path, keys: tuple[str, ...], broken: Counter[str]) -> Iterator[Row]:
     factory = osmium.geom.WKBFactory()
-    areas: Iterable[Any] = (
+    items: Iterable[Any] = (
         osmium.FileProcessor(_file(pbf))
         .with_areas(osmium.filter.KeyFilter(*keys))
-        .with_filter(osmium.filter.EntityFilter(osmium.osm.AREA))
+        .with_filter(osmium.filter.EntityFilter(osmium.osm.AREA | osmium.osm.RELATION))
         .with_filter(osmium.filter.KeyFilter(*keys))
     )
-    for area in areas:
-        yield from _row(area, keys, factory.create_multipolygon, broken, "polygon")
+    unassembled = 0
+    for item in items:
+        if item.is_relation():
+            unassembled += item.tags.get("type") in ("multipolygon", "boundary")
+            continue
+        unassembled -= not item.from_way()
+        yield from _row(item, keys, factory.create_multipolygon, broken, "polygon")
+    if unassembled > 0:
+        broken["multipolygon with missing or broken members"] += unassembled
 
 
 def _file(pbf: Path) -> osmium.io.File:

@@ -118,7 +118,7 @@ def load_triplets(path: Path) -> Triplets:
     """
     remedy = "Materialise triplet_samples for the region."
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
         document = json.loads((table.schema.metadata or {})[b"geobacter"])
     except FileNotFoundError:
         raise SamplesError(f"{path} does not exist. {remedy}") from None
@@ -206,7 +206,7 @@ def build_triplets(
     }
     table = table.replace_schema_metadata({"geobacter": json.dumps(document, sort_keys=True)})
     with written_aside(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
     return load_triplets(path)
 
 
@@ -272,10 +272,11 @@ def _kept(pool: _Pool, settings: SampleSettings, rng: np.random.Generator) -> ND
     """Which to keep: as many as wanted, at random, with no more than the allowed share of empty anchors."""
     order = rng.permutation(len(pool))
     is_empty = pool.anchor_entropy[order] < settings.min_entropy
-    n_full = int(np.sum(~is_empty))
+    n_wanted = settings.sample_count or len(pool)
+    n_full = min(int(np.sum(~is_empty)), round(n_wanted * (1 - settings.empty_share)))
     n_empty_allowed = int(settings.empty_share / (1 - settings.empty_share) * n_full)
     order = order[~is_empty | (np.cumsum(is_empty) <= n_empty_allowed)]
-    return order[: settings.sample_count]
+    return order[:n_wanted]
 
 
 def _joined(pools: list[_Pool]) -> _Pool:
@@ -289,9 +290,9 @@ def _joined(pools: list[_Pool]) -> _Pool:
 
 def _ground_m2(chunk: Tile, ground: shapely.Geometry) -> float:
     """Square metres of the region's ground in a chunk."""
-    box = chunk.bounds
-    share = float(shapely.intersection(box.polygon, ground).area / box.polygon.area)
-    scale_x, scale_y = mercator_scale(np.array([(box.south + box.north) / 2]))
+    box = chunk.polygon
+    share = float(shapely.intersection(box, ground).area / box.area)
+    scale_x, scale_y = mercator_scale(np.array([box.centroid.y]))
     west, south, east, north = chunk.mercator_box
     return share * (east - west) * (north - south) / float(scale_x[0] * scale_y[0])
 

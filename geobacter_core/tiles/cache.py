@@ -380,11 +380,11 @@ def chunk_metadata(path: Path) -> dict[str, str]:
     """
     try:
         found = pq.read_schema(path).metadata or {}
+        return {key.decode(): value.decode() for key, value in found.items() if key.startswith(b"geobacter:")}
     except FileNotFoundError:
         raise TileCacheError(f"Chunk {path} is missing. {_REMEDY}") from None
-    except (pa.ArrowException, OSError) as problem:
+    except (pa.ArrowException, OSError, ValueError) as problem:
         raise TileCacheError(f"Chunk {path} is damaged: {problem}. {_REMEDY}") from None
-    return {key.decode(): value.decode() for key, value in found.items() if key.startswith(b"geobacter:")}
 
 
 def read_chunk(path: Path, chunk: Tile) -> tuple[Pixels, list[bytes], int]:

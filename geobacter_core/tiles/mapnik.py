@@ -57,18 +57,16 @@ def render(map_: mapnik.Map, chunk: Tile) -> mapnik.Image:
 def cut_into_strips(image: mapnik.Image, n_channels: int) -> Iterator[Pixels]:
     """Cut a chunk's RGBA image into strips of tiles, uint8 `[16, 256, 256, C]` of its first C channels.
 
-    A strip at a time and into the same memory, so that it stays in the processor's cache until it is written; channel
-    by channel, because numpy copies runs of three bytes at less than half that speed.
+    Tile by tile and into the same memory, so that the copies stay in the processor's cache; channel by channel, because
+    numpy copies runs of three bytes at less than half that speed.
     """
     tiles = np.empty((CHUNK_TILES, TILE_PX, TILE_PX, n_channels), np.uint8)
     for row in range(CHUNK_TILES):
-        view = image.view(0, row * TILE_PX, CHUNK_PX, TILE_PX)
-        if view.is_solid():  # ground beyond the border, sea
-            tiles[:] = np.frombuffer(image.view(0, row * TILE_PX, 1, 1).to_string(), np.uint8)[:n_channels]
-        else:
-            rgba = np.frombuffer(view.to_string(), np.uint8).reshape(TILE_PX, CHUNK_TILES, TILE_PX, 4)
+        for column in range(CHUNK_TILES):
+            view = image.view(column * TILE_PX, row * TILE_PX, TILE_PX, TILE_PX)
+            rgba = np.frombuffer(view.to_string(), np.uint8).reshape(TILE_PX, TILE_PX, 4)
             for channel in range(n_channels):
-                tiles[..., channel] = rgba[..., channel].transpose(1, 0, 2)
+                tiles[column, ..., channel] = rgba[..., channel]
         yield tiles
 
 

@@ -1,5 +1,6 @@
 """`make dev`: the Dagster UI with its daemon, and the MLflow UI, on loopback, until Ctrl-C."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -7,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 
 from geobacter_core.settings import Settings, without_secrets
 
@@ -53,13 +53,15 @@ def main() -> int:
         str(dagster_port),
     ]
 
-    def stop(signal_number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
+    # Python sets this itself, but not where a shell started us in the background with the signal ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.stdout.write(f"\n  Dagster UI  {dagster_url}\n  MLflow UI   {mlflow_url}\n\n  Ctrl-C stops both.\n\n")
     sys.stdout.flush()
-    processes = {name: subprocess.Popen(command, env=environment) for name, command in commands.items()}
+    # Sessions of their own: what they start is stopped with them, and hears of Ctrl-C from here only.
+    processes = {
+        name: subprocess.Popen(command, env=environment, start_new_session=True) for name, command in commands.items()
+    }
     try:
         while True:
             for name, process in processes.items():
@@ -71,13 +73,17 @@ def main() -> int:
         return 0
     finally:
         for process in processes.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
+            _signal_group(process, signal.SIGINT)
         for process in processes.values():
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_GRACE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            _signal_group(process, signal.SIGKILL)
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Signal a process and all that it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ class Progress:
             self._bar.set_postfix_str(note, refresh=True)
         elif time.monotonic() - self._last_s >= _LOG_EVERY_S:
             self._last_s = time.monotonic()
-            self._context.log.info(f"{done:,.0f} of {total:,.0f} {self._unit} {note}".rstrip())
+            self._context.log.info(f"{done:,.0f} of {total:,.0f} {self._unit}{f', {note}' if note else ''}")
 
 
 def picture(image: "PIL.Image.Image") -> dg.MarkdownMetadataValue:

@@ -64,7 +64,7 @@ def region_embeddings(context: dg.AssetExecutionContext, geobacter: Geobacter) -
     partitions_def=region_partitions,
     deps=[osm_extract, tile_cache, region_embeddings],
     group_name="embeddings",
-    kinds={"html", "matplotlib"},
+    kinds={"html", "pillow"},
     owners=OWNERS,
     code_version="1",
 )

@@ -45,11 +45,11 @@ def location_encoder(
 
     settings = geobacter.settings
     tags = {
-        "dagster.run_id": context.run_id,
+        "dagster.run_id": context.run.run_id,
         "dagster.asset_key": context.asset_key.to_user_string(),
         "dagster.code_version": CODE_VERSION,
     }
-    with core_errors(), Progress(context, "% of the budget") as progress:
+    with core_errors(), Progress(context, "percent of the budget") as progress:
         registry = geobacter.registry()
         regions = [
             RegionData(

@@ -7,7 +7,7 @@ export DAGSTER_HOME := $(abspath $(or $(DAGSTER_HOME),$(GEOBACTER_DATA)/dagster)
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PYTHONUNBUFFERED ?= 1
 BIN := .venv/bin
-LAUNCH := $(BIN)/python -m geobacter_pipeline.launch
+LAUNCH := $(BIN)/python -m geobacter_pipeline
 
 .PHONY: demo region build train embed dev test check format bench clean
 

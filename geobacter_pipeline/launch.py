@@ -1,6 +1,6 @@
 """Launch runs from the command line, on the persistent Dagster instance, and only those that are needed.
 
-`python -m geobacter_pipeline.launch demo` (or `region`, `build`, `train`, `embed`) is what `make` calls. Every step is
+`python -m geobacter_pipeline demo` (or `region`, `build`, `train`, `embed`) is what `make` calls. Every step is
 a run of one of the jobs in `jobs.py`, recorded in `DAGSTER_HOME` and seen in the UI like any other.
 """
 
@@ -93,7 +93,7 @@ def _failure(result: dg.ExecuteInProcessResult) -> str:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="geobacter_pipeline.launch", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m geobacter_pipeline", description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("demo", help="the whole graph for helsinki and kotka, without a network")
     for name, text in (
@@ -134,7 +134,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{problem}\n")
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

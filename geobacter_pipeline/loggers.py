@@ -10,15 +10,21 @@ class _AssetsOnly(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         meta = getattr(record, "dagster_meta", {})
         is_event = meta.get("dagster_event") if isinstance(meta, dict) else None
-        return is_event is None
+        # What did not run because something before it failed is told at the end, once, by the failure.
+        return is_event is None and not _message(record).startswith("Dependencies for step")
+
+
+def _message(record: logging.LogRecord) -> str:
+    meta = getattr(record, "dagster_meta", {})
+    found = meta.get("orig_message") if isinstance(meta, dict) else None
+    return str(found or record.getMessage())
 
 
 class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         meta = getattr(record, "dagster_meta", {})
         step = meta.get("step_key") or "" if isinstance(meta, dict) else ""
-        message = meta.get("orig_message", record.getMessage()) if isinstance(meta, dict) else record.getMessage()
-        return f"         {step}: {message}"
+        return f"         {step}: {_message(record)}"
 
 
 def _make_concise(_: dg.InitLoggerContext) -> logging.Logger:

@@ -7,14 +7,14 @@ import dagster as dg
 
 from geobacter_core.osm.extract import extract_problems, load_extract
 from geobacter_core.osm.features import features_problems
-from geobacter_core.samples.triplets import load_triplets, triplets_problems
-from geobacter_core.tiles.cache import TileCache, cache_problems
+from geobacter_core.samples.triplets import triplets_problems
+from geobacter_core.tiles.cache import cache_problems
 from geobacter_pipeline.assets.embeddings import embedding_report, region_embeddings
 from geobacter_pipeline.assets.encoder import location_encoder
 from geobacter_pipeline.assets.osm import map_features, osm_extract
 from geobacter_pipeline.assets.samples import triplet_samples
 from geobacter_pipeline.assets.tiles import tile_cache
-from geobacter_pipeline.partitions import region_partitions, training_regions
+from geobacter_pipeline.partitions import region_partitions
 from geobacter_pipeline.report_back import core_errors
 from geobacter_pipeline.resources import Geobacter
 
@@ -64,20 +64,9 @@ def samples_fit_contract(context: dg.AssetCheckExecutionContext, geobacter: Geob
 @dg.asset_check(asset=location_encoder, blocking=True)
 def challenger_becomes_champion(geobacter: Geobacter) -> dg.AssetCheckResult:
     """The challenger beats random weights and is not worse than the champion; then it is the champion."""
-    from geobacter_core.encoder.data import RegionData
-
-    settings = geobacter.settings
     with core_errors():
         registry = geobacter.registry()
-        regions = [
-            RegionData(
-                name,
-                load_triplets(settings.triplets_file(name)),
-                TileCache(settings.tiles_folder(name, settings.style)),
-            )
-            for name in training_regions
-        ]
-        verdict = registry.judge(regions)
+        verdict = registry.judge(geobacter.training_data())
         if verdict.passed:
             registry.promote(verdict.challenger)
     champion = verdict.champion_scores

@@ -7,10 +7,14 @@ import dagster as dg
 from pydantic import PrivateAttr, ValidationError
 
 from geobacter_core.regions import Region, find_region, load_regions
+from geobacter_core.samples.triplets import load_triplets
 from geobacter_core.settings import Settings
+from geobacter_core.tiles.cache import TileCache
 from geobacter_pipeline.configs import CONFIGS
+from geobacter_pipeline.partitions import training_regions
 
 if TYPE_CHECKING:
+    from geobacter_core.encoder.data import RegionData
     from geobacter_core.encoder.registry import Registry
 
 
@@ -43,6 +47,19 @@ class Geobacter(dg.ConfigurableResource["Geobacter"]):
         from geobacter_core.encoder.registry import Registry
 
         return Registry(self._settings)
+
+    def training_data(self) -> "list[RegionData]":
+        """Triplets and tiles of every region with `train = true`."""
+        from geobacter_core.encoder.data import RegionData
+
+        return [
+            RegionData(
+                name,
+                load_triplets(self._settings.triplets_file(name)),
+                TileCache(self._settings.tiles_folder(name, self._settings.style)),
+            )
+            for name in training_regions
+        ]
 
 
 def check_run_config(run_config: Mapping[str, object]) -> None:

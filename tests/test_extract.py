@@ -211,3 +211,12 @@ def test_an_extract_whose_bytes_were_changed_is_replaced_by_the_next_fetch(own_h
     path.write_bytes(data)
     fetch_extract(own_helsinki.region, path.parent)
     assert path.read_bytes() == PBF.read_bytes()
+
+
+def test_credentials_of_an_address_travel_in_a_header():
+    from geobacter_core.osm import extract
+
+    url, headers = extract._credentials_as_header("https://me:hunter%202@example.org:8443/x.osm.pbf?y=1")
+    assert url == "https://example.org:8443/x.osm.pbf?y=1"
+    assert headers == {"Authorization": "Basic bWU6aHVudGVyIDI="}
+    assert extract._credentials_as_header("https://example.org/x.osm.pbf") == ("https://example.org/x.osm.pbf", {})

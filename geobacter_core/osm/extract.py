@@ -4,6 +4,7 @@ The file is kept under its digest and the provenance, written last, names it: wh
 one extract, whole, also while another one is taking its place.
 """
 
+import base64
 import logging
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import numpy as np
 import osmium
@@ -190,7 +192,10 @@ def _resolve(region: Region, scratch: Path) -> Path:
 
     try:
         if scheme == "https":
-            return Path(download(url=region.extract, filename="web.osm.pbf", update=True, target_dir=str(scratch)))
+            url, headers = _credentials_as_header(region.extract)
+            return Path(
+                download(url=url, filename="web.osm.pbf", update=True, target_dir=str(scratch), headers=headers)
+            )
         is_city = name.lower() in {city.lower() for city in sources.available["cities"]}
         if scheme in CATALOGUES[1:] and is_city != (scheme == "bbbike"):
             raise ValueError(f"{scheme} has no extract '{name}'.")
@@ -205,6 +210,16 @@ def _resolve(region: Region, scratch: Path) -> Path:
             f"{_where(region)}: {redacted(str(problem), region.extract)} Correct `extract` in regions.toml; "
             "pyrosm.data.available lists the names."
         ) from None
+
+
+def _credentials_as_header(url: str) -> tuple[str, dict[str, str]]:
+    """The address without user and password, and the header that takes their place: urllib wants it so."""
+    parts = urlsplit(url)
+    user_info, _, host = parts.netloc.rpartition("@")
+    if not user_info:
+        return url, {}
+    token = base64.b64encode(unquote(user_info).encode()).decode()
+    return urlunsplit(parts._replace(netloc=host)), {"Authorization": f"Basic {token}"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from geobacter_core.samples.triplets import load_triplets
-from geobacter_core.tiles.cache import TileCache
 from geobacter_pipeline.assets.osm import OWNERS
 from geobacter_pipeline.assets.samples import triplet_samples
 from geobacter_pipeline.assets.tiles import tile_cache
@@ -38,12 +36,10 @@ def location_encoder(
     context: dg.AssetExecutionContext, config: TrainConfig, geobacter: Geobacter
 ) -> dg.MaterializeResult[None]:
     """A ResNet-18 from window to embedding: a new MLflow run and registered version at every materialisation."""
-    from geobacter_core.encoder.data import RegionData
     from geobacter_core.encoder.evaluate import Examples
     from geobacter_core.encoder.train import Epoch, Step
     from geobacter_core.plots import triplet_picture
 
-    settings = geobacter.settings
     tags = {
         "dagster.run_id": context.run.run_id,
         "dagster.asset_key": context.asset_key.to_user_string(),
@@ -51,14 +47,7 @@ def location_encoder(
     }
     with core_errors(), Progress(context, "percent of the budget") as progress:
         registry = geobacter.registry()
-        regions = [
-            RegionData(
-                name,
-                load_triplets(settings.triplets_file(name)),
-                TileCache(settings.tiles_folder(name, settings.style)),
-            )
-            for name in training_regions
-        ]
+        regions = geobacter.training_data()
 
         def on_step(step: Step) -> None:
             note = f"step {step.step}, loss {step.loss:.3f}, {step.images_per_s:.0f} images/s"

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +16,6 @@ from pydantic import BaseModel, ValidationError
 from geobacter_core.errors import GeobacterError
 
 TEMPORARY_PREFIX = ".tmp-"
-_READ_BYTES = 1 << 20
 
 Manifest = TypeVar("Manifest", bound=BaseModel)
 
@@ -28,7 +28,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     The temporary keeps `path`'s suffixes, because GDAL and Pillow choose a format by them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+    temporary = temporary_beside(path)
     try:
         yield temporary
         with temporary.open("rb+") as written:
@@ -38,13 +38,21 @@ def written_aside(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def temporary_beside(path: Path) -> Path:
+    """A name beside `path` for a file or folder in the making; it tells which process makes it."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+
+
 def remove_temporaries(folder: Path) -> int:
-    """Remove what killed runs left behind in `folder`; returns how many files. Temporaries of live processes stay."""
+    """Remove files and folders that killed runs left in `folder`; returns how many. Those of live processes stay."""
     removed = 0
     for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
         pid = leftover.name.removeprefix(TEMPORARY_PREFIX).split("-")[0]
         if not (pid.isdigit() and _is_alive(int(pid))):
-            leftover.unlink(missing_ok=True)
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
             removed += 1
     return removed
 

@@ -52,7 +52,7 @@ def _is_there(asset: str, region: Region) -> bool:
     try:
         match asset:
             case "osm_extract":
-                return _extract_is_there(settings, region)
+                return load_extract(settings.extract_folder(name))[0].is_of(region)
             case "map_features":
                 load_features(settings.features_folder(name))
             case "tile_cache":
@@ -66,12 +66,6 @@ def _is_there(asset: str, region: Region) -> bool:
     except GeobacterError:
         return False
     return True
-
-
-def _extract_is_there(settings: Settings, region: Region) -> bool:
-    extract, _ = load_extract(settings.extract_folder(region.name))
-    is_same_source = extract.source == region.extract or region.extract.startswith("https:")
-    return is_same_source and (extract.bounds == region.bounds if region.bounds else extract.bounds_from != "settings")
 
 
 def _tiles_are_there(settings: Settings, region: Region) -> bool:

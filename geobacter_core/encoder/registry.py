@@ -279,19 +279,21 @@ class Registry:
             steps = _StepLog(self.client, run.info.run_id)
 
             def step_done(step: Step) -> None:
-                steps.add(step)
+                with self._trouble():
+                    steps.add(step)
                 on_step(step)
 
             def epoch_done(epoch: Epoch) -> None:
                 prefix = "random_" if epoch.epoch == 0 else "test_"
-                mlflow.log_metrics(epoch.scores.as_metrics(prefix), step=epoch.step)
+                with self._trouble():
+                    mlflow.log_metrics(epoch.scores.as_metrics(prefix), step=epoch.step)
                 on_epoch(epoch)
 
             trained = train(regions, settings, step_done, epoch_done)
+            picture = draw(trained.test.examples(encode_with(trained.network, torch.device("cpu")), _N_EXAMPLES))
             with self._trouble():
                 steps.flush()
                 mlflow.log_metrics({"images_per_s": trained.images_per_s, "train_seconds": trained.train_seconds})
-                picture = draw(trained.test.examples(encode_with(trained.network, torch.device("cpu")), _N_EXAMPLES))
                 mlflow.log_image(picture, "pictures/test_triplets.png")
                 version = self._log_model(trained, style, size_m, n_channels, settings)
         return Registration(trained, version, self.experiment_id, picture)
@@ -314,22 +316,25 @@ class Registry:
         if len(example) < 2:  # a batch of one would be exported as a batch of always one
             example = np.repeat(example, 2, axis=0)
         side = settings.size_px
-        warnings.filterwarnings("ignore", message="No complete tensor found", module="torch.export")
-        info = mlflow.pytorch.log_model(
-            trained.network.eval(),
-            name="encoder",
-            registered_model_name=MODEL_NAME,
-            serialization_format="pt2",
-            input_example=example,
-            signature=mlflow.models.ModelSignature(
-                inputs=mlflow.types.Schema([mlflow.types.TensorSpec(np.dtype("uint8"), (-1, n_channels, side, side))]),
-                outputs=mlflow.types.Schema(
-                    [mlflow.types.TensorSpec(np.dtype("float32"), (-1, settings.embedding_dim))]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="No complete tensor found")
+            info = mlflow.pytorch.log_model(
+                trained.network.eval(),
+                name="encoder",
+                registered_model_name=MODEL_NAME,
+                serialization_format="pt2",
+                input_example=example,
+                signature=mlflow.models.ModelSignature(
+                    inputs=mlflow.types.Schema(
+                        [mlflow.types.TensorSpec(np.dtype("uint8"), (-1, n_channels, side, side))]
+                    ),
+                    outputs=mlflow.types.Schema(
+                        [mlflow.types.TensorSpec(np.dtype("float32"), (-1, settings.embedding_dim))]
+                    ),
                 ),
-            ),
-            metadata=facts,
-            pip_requirements=_REQUIREMENTS,
-        )
+                metadata=facts,
+                pip_requirements=_REQUIREMENTS,
+            )
         number = str(info.registered_model_version)
         for key, value in facts.items():
             self.client.set_model_version_tag(MODEL_NAME, number, key, value)

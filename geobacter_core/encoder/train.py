@@ -1,6 +1,5 @@
 """Training: margin triplet loss over windows cut on the fly, within a budget of seconds or epochs."""
 
-import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +20,6 @@ VERSION = "1"
 """Raise when the same samples and settings would give another encoder."""
 
 _NORMALISATION_TRIPLETS = 128
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ one extract, whole, also while another one is taking its place.
 import base64
 import logging
 import shutil
-import tempfile
 from array import array
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +21,14 @@ from pydantic import BaseModel, ConfigDict
 from scipy import ndimage
 
 from geobacter_core.errors import DownloadError, ExtractError, RegionGeometryError
-from geobacter_core.files import read_json, remove_temporaries, sha256_of_file, write_json, written_aside
+from geobacter_core.files import (
+    read_json,
+    remove_temporaries,
+    sha256_of_file,
+    temporary_beside,
+    write_json,
+    written_aside,
+)
 from geobacter_core.geo import REGION_MAX_LAT, TILE_PX, TILE_ZOOM, Bounds, lonlat_to_pixel, pixel_to_lonlat
 from geobacter_core.regions import CATALOGUES, Region, parse_source
 from geobacter_core.settings import redacted, without_secrets
@@ -93,6 +99,11 @@ class Extract(BaseModel):
         """The coverage as a geometry, degrees, lon first."""
         return shapely.from_wkt(self.coverage)
 
+    def is_of(self, region: Region) -> bool:
+        """Whether it was made from the source and for the bounds that the region has today."""
+        bounds_fit = self.bounds == region.bounds if region.bounds else self.bounds_from != "settings"
+        return self.source == _source_without_secrets(region) and bounds_fit
+
 
 def load_extract(folder: Path) -> tuple[Extract, Path]:
     """The provenance in `folder` and the path of the file that it names.
@@ -132,8 +143,10 @@ def fetch_extract(region: Region, folder: Path) -> Extract:
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporaries(folder)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="download-") as scratch:
-        candidate = _resolve(region, Path(scratch))
+    scratch = temporary_beside(folder / "download")
+    scratch.mkdir()
+    try:
+        candidate = _resolve(region, scratch)
         sha256 = sha256_of_file(candidate)
         present = _present(folder)
         if present is not None and _is_same(present, folder, sha256, region):
@@ -144,6 +157,8 @@ def fetch_extract(region: Region, folder: Path) -> Extract:
             shutil.copyfile(candidate, temporary)
             if sha256_of_file(temporary) != sha256:
                 raise ExtractError(f"{_where(region)}: the file changed while it was copied. Materialise again.")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     write_json(folder / _PROVENANCE, extract)
     for other in folder.glob("*.osm.pbf"):
         if other.name != extract.file:
@@ -159,12 +174,10 @@ def _present(folder: Path) -> Extract | None:
 
 
 def _is_same(present: Extract, folder: Path, sha256: str, region: Region) -> bool:
-    bounds_fit = present.bounds == region.bounds if region.bounds else present.bounds_from != "settings"
     return (
         present.sha256 == sha256
         and present.version == VERSION
-        and present.source == _source_without_secrets(region)
-        and bounds_fit
+        and present.is_of(region)
         and sha256_of_file(folder / present.file) == sha256
     )
 

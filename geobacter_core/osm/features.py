@@ -6,7 +6,6 @@ names it, so that a reader never meets files of two makings.
 """
 
 import logging
-import secrets
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +20,15 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from geobacter_core.errors import FeaturesError
-from geobacter_core.files import digest_of, read_json, sha256_of_file, write_json
+from geobacter_core.files import (
+    TEMPORARY_PREFIX,
+    digest_of,
+    read_json,
+    remove_temporaries,
+    sha256_of_file,
+    temporary_beside,
+    write_json,
+)
 from geobacter_core.geo import Bounds, lonlat_to_mercator, mercator_scale
 from geobacter_core.osm.coastline import sea_polygons
 from geobacter_core.osm.extract import Extract
@@ -131,8 +138,8 @@ def build_features(extract: Extract, pbf: Path, keys: Sequence[str], folder: Pat
         pass
 
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder, keep=None)
-    work = folder / f"building-{secrets.token_hex(4)}"
+    remove_temporaries(folder)
+    work = temporary_beside(folder / recipe[:16])
     work.mkdir()
     try:
         counts, broken = _write_layers(extract, pbf, keys, work)
@@ -158,15 +165,10 @@ def build_features(extract: Extract, pbf: Path, keys: Sequence[str], folder: Pat
         broken=broken,
     )
     write_json(folder / _MANIFEST, features)
-    _remove_leftovers(folder, keep=final)
-    return features
-
-
-def _remove_leftovers(folder: Path, keep: Path | None) -> None:
-    """Remove half-built folders, and, when `keep` is given, folders of earlier recipes."""
     for other in folder.iterdir():
-        if other.is_dir() and (other.name.startswith("building-") or (keep is not None and other != keep)):
+        if other.is_dir() and other != final and not other.name.startswith(TEMPORARY_PREFIX):
             shutil.rmtree(other, ignore_errors=True)
+    return features
 
 
 def _write_layers(

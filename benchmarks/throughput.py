@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/throughput.py EXTRACT.osm.pbf [--repeats 5] [--steps 30]
 
-Both ratios are measured in one run, limit and product in turn, so that a machine whose speed drifts does not bend them.
-Rendering: the same chunks, by the same number of processes, once with `mapnik.render` alone and once through the tile
-cache (render, cut, digest, compress, write). Training: the same network and optimiser, on windows cut from the cache as
-in training, and on one augmented batch that stays in memory.
+Every ratio is measured in one run, limit and product in turn, so that a machine whose speed drifts does not bend it.
+Rendering: in both styles, the same chunks, by the same number of processes, once with `mapnik.render` alone and once
+through the tile cache (render, cut, digest, compress, write). Training: the same network and optimiser, on windows cut
+from the cache as in training, and on one augmented batch that stays in memory.
 """
 
 import argparse
@@ -14,70 +14,76 @@ import statistics
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
+from geobacter_core.files import n_processors
+from geobacter_core.geo import Tile
 from geobacter_core.osm.extract import fetch_extract, load_extract
 from geobacter_core.osm.features import build_features, load_features
 from geobacter_core.regions import Region
-from geobacter_core.tiles import cache as tile_cache
-from geobacter_core.tiles.mapnik import MapnikSource, open_map, render
+from geobacter_core.tiles.build import Inputs, build_cache
+from geobacter_core.tiles.cache import TileCache, chunks_of
+from geobacter_core.tiles.chunk import chunk_file, write_chunk
+from geobacter_core.tiles.mapnik import MapnikSource, open_maps, render
 from geobacter_core.tiles.style import all_keys, load_style
 
-_map = None
+STYLES = ("carto", "thematic")
+
+_maps = ()
 
 
 def _open(style_name: str, files: Path) -> None:
-    """Open the map once per process, as the cache's workers do."""
-    global _map  # noqa: PLW0603 - a process's own
-    _map = open_map(load_style(style_name), files)
+    """Open the maps once per process, as the cache's workers do."""
+    global _maps  # noqa: PLW0603 - a process's own
+    _maps = open_maps(load_style(style_name), files)
 
 
-def _bare(chunk: object) -> None:
-    render(_map, chunk)  # type: ignore[arg-type]
+def _bare(chunk: Tile) -> None:
+    for map_ in _maps:
+        render(map_, chunk)
 
 
-def _render_job(job: "tile_cache._Job", chunk: object) -> None:
-    outcome = tile_cache._render(job, chunk)  # type: ignore[arg-type]
-    if isinstance(outcome, Exception):
-        raise outcome
+def _cached(folder: Path, source: MapnikSource, chunk: Tile) -> None:
+    write_chunk(chunk_file(folder, chunk), chunk, source.strips(chunk), {})
 
 
 def rendering(folder: Path, extract_folder: Path, repeats: int) -> None:
-    """Print tiles per second of bare calls and of the cache, and their ratio."""
+    """Print, for each style, tiles per second of bare calls and of the cache, and their ratio."""
     extract, pbf = load_extract(extract_folder)
     begun = time.perf_counter()
     build_features(extract, pbf, all_keys(), folder / "features")
     features, files = load_features(folder / "features")
     print(f"map features: {time.perf_counter() - begun:.1f} s, {features.counts}")
-    style = load_style("carto")
-    source = MapnikSource(style, files)
-    chunks = tile_cache.chunks_of(extract.ground)
-    n_tiles, workers = 256 * len(chunks), tile_cache.n_workers()
-    context = multiprocessing.get_context("spawn")
+    inputs = Inputs(features.digest, features.extract_sha256, features.osm_timestamp)
+    for name in STYLES:
+        _rendering(folder, name, files, chunks_of(extract.ground), repeats)
+        style = load_style(name)
+        begun = time.perf_counter()
+        built = build_cache(folder / name, "bench", extract.ground, style, MapnikSource(style, files), inputs)
+        print(
+            f"{name}: build_cache, cold, starting its processes included: "
+            f"{built.manifest.n_tiles / (time.perf_counter() - begun):,.0f} tiles/s, "
+            f"{built.manifest.size_bytes / 1e6:.0f} MB"
+        )
+
+
+def _rendering(folder: Path, style_name: str, files: Path, chunks: list[Tile], repeats: int) -> None:
+    style = load_style(style_name)
+    cached = partial(_cached, folder / "tiles", MapnikSource(style, files))
     rates: dict[str, list[float]] = {"bare": [], "cache": []}
-    job = tile_cache._Job(folder / "tiles", source, {})
-    job.folder.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(workers, context, _open, ("carto", files)) as pool:
-        list(pool.map(_render_job, [job] * len(chunks), chunks))  # warm: maps open, files in the page cache
-        list(pool.map(_bare, chunks))
-        for _ in range(repeats):
-            begun = time.perf_counter()
-            list(pool.map(_bare, chunks))
-            rates["bare"].append(n_tiles / (time.perf_counter() - begun))
-            begun = time.perf_counter()
-            list(pool.map(_render_job, [job] * len(chunks), chunks))
-            rates["cache"].append(n_tiles / (time.perf_counter() - begun))
+    with ProcessPoolExecutor(n_processors(), multiprocessing.get_context("spawn"), _open, (style_name, files)) as pool:
+        for repeat in range(repeats + 1):
+            for kind, render_one in (("bare", _bare), ("cache", cached)):
+                begun = time.perf_counter()
+                list(pool.map(render_one, chunks))
+                if repeat:  # the first warms up: maps open, files in the page cache
+                    rates[kind].append(256 * len(chunks) / (time.perf_counter() - begun))
     ratio = statistics.median(c / b for c, b in zip(rates["cache"], rates["bare"], strict=True))
-    bare, cached = (statistics.median(rates[kind]) for kind in ("bare", "cache"))
+    bare, full = (statistics.median(rates[kind]) for kind in ("bare", "cache"))
     print(
-        f"rendering: {len(chunks)} chunks, {workers} processes: bare Mapnik {bare:,.0f} tiles/s, "
-        f"tile cache {cached:,.0f} tiles/s, ratio {ratio:.2f}"
-    )
-    begun = time.perf_counter()
-    built = tile_cache.build_cache(folder / "cold", "bench", extract.ground, style, source, features)
-    print(
-        f"build_cache, cold, starting its processes included: {n_tiles / (time.perf_counter() - begun):,.0f} tiles/s, "
-        f"{sum(chunk.size_bytes for chunk in built.manifest.chunks) / 1e6:.0f} MB"
+        f"{style_name}: {len(chunks)} chunks, {len(style.channels)} channels, {n_processors()} processes: bare Mapnik "
+        f"{bare:,.0f} tiles/s, tile cache {full:,.0f} tiles/s, ratio {ratio:.2f}"
     )
 
 
@@ -95,7 +101,7 @@ def training(folder: Path, extract_folder: Path, steps: int) -> None:
     from geobacter_core.samples.triplets import build_triplets
 
     extract, _ = load_extract(extract_folder)
-    cache = tile_cache.TileCache(folder / "cold")
+    cache = TileCache(folder / "carto")
     settings = TrainSettings()
     wanted = SampleSettings(sample_count=max(4000, 3 * steps * settings.batch_size))
     triplets = build_triplets(folder / "triplets.parquet", cache, extract.box, extract.ground, wanted)

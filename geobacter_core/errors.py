@@ -41,6 +41,14 @@ class TileCacheError(GeobacterError):
     """A chunk of the tile cache is missing, damaged, or made from something else."""
 
 
+class TileServerError(GeobacterError):
+    """A tile server does not give a tile, or gives something else."""
+
+
+class TileServerDownError(TileServerError):
+    """A tile server gives nothing at all."""
+
+
 class SamplesError(GeobacterError):
     """Triplets cannot be drawn, or a table of triplets is missing or damaged."""
 

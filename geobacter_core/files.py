@@ -6,6 +6,8 @@ import json
 import os
 import secrets
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from geobacter_core.errors import GeobacterError
 
 TEMPORARY_PREFIX = ".tmp-"
+_ABANDONED_S = 86400.0
 
 Manifest = TypeVar("Manifest", bound=BaseModel)
 
@@ -39,22 +42,37 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name beside `path` for a file or folder in the making; it tells which process makes it."""
-    return path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+    """A name beside `path` for a file or folder in the making; it tells which process of which machine makes it."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{_host()}-{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
 
 
 def remove_temporaries(folder: Path) -> int:
     """Remove files and folders that killed runs left in `folder`; returns how many. Those of live processes stay."""
-    removed = 0
-    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        pid = leftover.name.removeprefix(TEMPORARY_PREFIX).split("-")[0]
-        if not (pid.isdigit() and _is_alive(int(pid))):
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
-            removed += 1
-    return removed
+    leftovers = orphans(folder)
+    for leftover in leftovers:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+    return len(leftovers)
+
+
+def orphans(folder: Path) -> list[Path]:
+    """Temporaries in `folder` whose process is dead; on another machine, those that nobody touched for a day."""
+    found: list[Path] = []
+    for path in sorted(folder.glob(f"{TEMPORARY_PREFIX}*")):
+        host, _, rest = path.name.removeprefix(TEMPORARY_PREFIX).partition("-")
+        pid = rest.partition("-")[0]
+        with contextlib.suppress(FileNotFoundError):
+            is_old = time.time() - path.stat().st_mtime > _ABANDONED_S
+            if is_old or (host == _host() and not (pid.isdigit() and _is_alive(int(pid)))):
+                found.append(path)
+    return found
+
+
+def _host() -> str:
+    """A short name for this machine (or container), which process numbers belong to."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 def _is_alive(pid: int) -> bool:
@@ -65,6 +83,11 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def n_processors() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def sha256_of_file(path: Path) -> str:

@@ -4,14 +4,19 @@ import re
 import tomllib
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from geobacter_core.errors import GeobacterError, RegionsFileError, UnknownRegionError
 from geobacter_core.geo import Bounds
+from geobacter_core.settings import without_secrets
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _SOURCE = re.compile(r"(?P<scheme>[a-z]+):(?P<rest>.+)")
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_PUBLIC_TILE_SERVERS = ("openstreetmap.org", "osm.org")
+TILE_POLICY = "https://operations.osmfoundation.org/policies/tiles/"
 CATALOGUES = ("pyrosm", "geofabrik", "bbbike")
 
 
@@ -24,6 +29,7 @@ class Region(BaseModel):
         cell_resolution: H3 resolution of the region's embedding table.
         train: Whether the encoder is trained on the region's triplets.
         bounds: West, south, east, north in degrees; replaces those of the extract's header.
+        tile_server: Address with `{z}`, `{x}` and `{y}` of the server that draws the region in style `osm-carto`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -33,6 +39,7 @@ class Region(BaseModel):
     cell_resolution: Annotated[int, Field(ge=5, le=13)] = 10
     train: bool = False
     bounds: tuple[float, float, float, float] | None = None
+    tile_server: str | None = None
 
     @field_validator("bounds", mode="before")
     @classmethod
@@ -46,6 +53,11 @@ class Region(BaseModel):
         except GeobacterError as problem:
             raise ValueError(str(problem)) from None
         return tuple(float(v) for v in value)
+
+    @field_validator("tile_server")
+    @classmethod
+    def _may_be_used(cls, value: str | None) -> str | None:
+        return None if value is None else check_tile_server(value)
 
 
 _FIELDS = f"The fields are {', '.join(sorted(set(Region.model_fields) - {'name'}))}."
@@ -126,3 +138,44 @@ def find_region(regions: dict[str, Region], name: str) -> Region:
             "Add it to regions.toml, or point GEOBACTER_REGIONS to the file that has it."
         )
     return regions[name]
+
+
+def check_tile_server(url: str) -> str:
+    """Return a tile server's address, `https?://…/{z}/{x}/{y}.png`, if it is one that Geobacter may use.
+
+    Raises:
+        ValueError: A placeholder is missing or unknown, it is no web address, or it is a public server of
+            openstreetmap.org.
+    """
+    try:
+        parts = urlsplit(url)
+        shown = without_secrets(url)
+        host = parts.hostname
+        _ = parts.port
+    except ValueError:
+        raise ValueError("the address cannot be read. Write http://HOST/…/{z}/{x}/{y}.png") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ValueError(f"{shown} is not a web address. Write http://HOST/…/{{z}}/{{x}}/{{y}}.png")
+    found = _PLACEHOLDER.findall(parts.path + parts.query)
+    for name in ("z", "x", "y"):
+        if found.count(name) != 1:
+            raise ValueError(f"{shown} must have {{{name}}} in it once. Write http://HOST/…/{{z}}/{{x}}/{{y}}.png")
+    if unknown := sorted(set(_PLACEHOLDER.findall(url)) - {"z", "x", "y"}):
+        raise ValueError(f"{shown}: {{{unknown[0]}}} is not a placeholder. Known are {{z}}, {{x}} and {{y}}")
+    if is_public_tile_server(host):
+        raise ValueError(
+            f"{shown} is a public server of openstreetmap.org, whose usage policy forbids bulk downloads "
+            f"({TILE_POLICY}). Run a tile server of your own (docker-compose.yml), or use the embedded renderer"
+        )
+    return url
+
+
+def tile_server_name(url: str) -> str:
+    """What a tile cache records of the server that it came from: the address without secrets."""
+    return f"server {without_secrets(url)}"
+
+
+def is_public_tile_server(host: str) -> bool:
+    """Whether a host is one of openstreetmap.org's."""
+    name = host.rstrip(".").lower()
+    return any(name == public or name.endswith(f".{public}") for public in _PUBLIC_TILE_SERVERS)

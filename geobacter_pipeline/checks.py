@@ -8,7 +8,7 @@ import dagster as dg
 from geobacter_core.osm.extract import extract_problems, load_extract
 from geobacter_core.osm.features import features_problems
 from geobacter_core.samples.triplets import triplets_problems
-from geobacter_core.tiles.cache import cache_problems
+from geobacter_core.tiles.cache import verify_cache
 from geobacter_pipeline.assets.embeddings import embedding_report, region_embeddings
 from geobacter_pipeline.assets.encoder import location_encoder
 from geobacter_pipeline.assets.osm import map_features, osm_extract
@@ -49,7 +49,7 @@ def tiles_have_their_digests(context: dg.AssetCheckExecutionContext, geobacter: 
     settings, region = geobacter.settings, context.partition_key
     with core_errors():
         extract, _ = load_extract(settings.extract_folder(region))
-    return _result(cache_problems(settings.tiles_folder(region, settings.style), extract.ground))
+    return _result(verify_cache(settings.tiles_folder(region, settings.style), extract.ground).problems)
 
 
 @dg.asset_check(asset=triplet_samples, partitions_def=region_partitions)

@@ -9,7 +9,7 @@ from pydantic import PrivateAttr, ValidationError
 from geobacter_core.regions import Region, find_region, load_regions
 from geobacter_core.samples.triplets import load_triplets
 from geobacter_core.settings import Settings
-from geobacter_core.tiles.cache import TileCache
+from geobacter_core.tiles.cache import TileCache, open_cache
 from geobacter_pipeline.configs import CONFIGS
 from geobacter_pipeline.partitions import training_regions
 
@@ -42,6 +42,10 @@ class Geobacter(dg.ConfigurableResource["Geobacter"]):
         """The region of a partition."""
         return find_region(load_regions(self._settings.regions_file), name)
 
+    def tiles(self, region: str) -> TileCache:
+        """A region's tiles in the style of this installation."""
+        return open_cache(self._settings, self.region(region))
+
     def registry(self) -> "Registry":
         """MLflow; imported here, because it takes seconds."""
         from geobacter_core.encoder.registry import Registry
@@ -56,7 +60,7 @@ class Geobacter(dg.ConfigurableResource["Geobacter"]):
             RegionData(
                 name,
                 load_triplets(self._settings.triplets_file(name)),
-                TileCache(self._settings.tiles_folder(name, self._settings.style)),
+                self.tiles(name),
             )
             for name in training_regions
         ]

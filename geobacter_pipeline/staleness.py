@@ -12,7 +12,8 @@ from geobacter_core.osm.features import load_features
 from geobacter_core.regions import Region
 from geobacter_core.samples.triplets import load_triplets
 from geobacter_core.settings import Settings
-from geobacter_core.tiles.cache import TileCache, chunk_file
+from geobacter_core.tiles.cache import open_cache
+from geobacter_core.tiles.chunk import chunk_file
 from geobacter_pipeline.partitions import REGIONS
 
 
@@ -69,7 +70,7 @@ def _is_there(asset: str, region: Region) -> bool:
 
 
 def _tiles_are_there(settings: Settings, region: Region) -> bool:
-    cache = TileCache(settings.tiles_folder(region.name, settings.style))
+    cache = open_cache(settings, region)
     return all(chunk_file(cache.folder, chunk.tile).is_file() for chunk in cache.manifest.chunks)
 
 
@@ -81,6 +82,6 @@ def _table_is_there(settings: Settings, region: Region) -> bool:
 
 
 def _has_champion() -> bool:
-    from geobacter_core.encoder.registry import CHAMPION, Registry
+    from geobacter_core.encoder.registry import Registry
 
-    return Registry(Settings.from_environment()).version(CHAMPION) is not None
+    return Registry(Settings.from_environment()).find_champion() is not None

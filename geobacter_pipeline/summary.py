@@ -25,10 +25,11 @@ def summary(regions: Sequence[str]) -> str:
             f"    table   {settings.embeddings_file(region)}",
             f"    report  {settings.report_folder(region) / 'report.html'}",
         ]
-    champion = Registry(settings).champion()
+    registry = Registry(settings)
+    champion = registry.champion()
     lines += [
-        f"  encoder {champion.name} (models:/geobacter@champion): test triplet accuracy {champion.test_accuracy:.3f}, "
-        f"random weights {champion.random_accuracy:.3f}",
+        f"  encoder {champion.name} (models:/geobacter@{registry.champion_alias}): "
+        f"test triplet accuracy {champion.test_accuracy:.3f}, random weights {champion.random_accuracy:.3f}",
         "",
         "Look at it:",
         "  make dev    the Dagster UI (assets, runs, checks, schedule) and the MLflow UI (metrics, models)",

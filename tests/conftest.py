@@ -21,14 +21,9 @@ from geobacter_core.regions import Region
 from geobacter_core.samples.settings import SampleSettings
 from geobacter_core.samples.triplets import Triplets, build_triplets, load_triplets
 from geobacter_core.settings import Settings
-from geobacter_core.tiles.cache import (
-    ChunkSummary,
-    TileCache,
-    TileManifest,
-    build_cache,
-    chunk_file,
-    write_chunk,
-)
+from geobacter_core.tiles.build import Inputs, build_cache
+from geobacter_core.tiles.cache import TileCache, TileManifest
+from geobacter_core.tiles.chunk import ChunkSummary, chunk_file, write_chunk
 from geobacter_core.tiles.mapnik import MapnikSource
 from geobacter_core.tiles.style import Style, all_keys, load_style
 
@@ -61,6 +56,10 @@ class Built:
         return load_features(self.settings.features_folder(self.region.name))[0]
 
     @property
+    def inputs(self) -> Inputs:
+        return inputs_of(self.features)
+
+    @property
     def source(self) -> MapnikSource:
         return MapnikSource(self.style, load_features(self.settings.features_folder(self.region.name))[1])
 
@@ -77,6 +76,10 @@ class Built:
         return load_triplets(self.settings.triplets_file(self.region.name))
 
 
+def inputs_of(features: Features) -> Inputs:
+    return Inputs(features.digest, features.extract_sha256, features.osm_timestamp)
+
+
 def settings_in(folder: Path) -> Settings:
     return Settings.from_environment({"GEOBACTER_DATA": str(folder), "GEOBACTER_REGIONS": "regions.toml"})
 
@@ -88,9 +91,9 @@ def helsinki(tmp_path_factory: pytest.TempPathFactory) -> Built:
     name = HELSINKI.name
     extract = fetch_extract(HELSINKI, settings.extract_folder(name))
     pbf = load_extract(settings.extract_folder(name))[1]
-    features = build_features(extract, pbf, all_keys(), settings.features_folder(name))
+    build_features(extract, pbf, all_keys(), settings.features_folder(name))
     built = Built(settings, HELSINKI, load_style("carto"))
-    build_cache(built.tiles_folder, name, extract.ground, built.style, built.source, features)
+    build_cache(built.tiles_folder, name, extract.ground, built.style, built.source, built.inputs)
     build_triplets(settings.triplets_file(name), built.cache, extract.box, extract.ground, SAMPLE_SETTINGS)
     return built
 

@@ -52,7 +52,7 @@ def test_bounds_may_be_whole_numbers(regions_file):
         (
             'extract = "pyrosm:x"\nbuffer = 100',
             "buffer",
-            "The fields are bounds, cell_resolution, extract, train",
+            "The fields are bounds, cell_resolution, extract, tile_server, train",
         ),
         ("train = true", "extract", "required"),
         ('extract = "ftp:x"', "extract", "'ftp:' is not a source. Use pyrosm:NAME"),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 
 import mlflow
@@ -228,10 +229,26 @@ def test_who_becomes_champion(ours, random, champion, passed, says):
     assert says in reason
 
 
-def test_a_champion_of_another_style_is_not_replaced_by_itself():
-    found, reason = _rule(version(2), accuracy(0.9), accuracy(0.5), version(1, "thematic"), None)
-    assert found is False
-    assert "style 'thematic', not 'carto'" in reason
+def test_every_style_has_a_champion_of_its_own(registration, helsinki):
+    carto = Registry(helsinki.settings)
+    thematic = Registry(replace(helsinki.settings, style="thematic"))
+    other = replace(registration.version, style="thematic")
+    assert (carto.champion_alias, thematic.champion_alias) == ("champion", "champion")
+    try:
+        carto.promote(registration.version)
+        assert carto.find_champion() == registration.version
+        assert (carto.champion_alias, thematic.champion_alias) == ("champion", "champion-thematic")
+        assert thematic.find_champion() is None
+        with pytest.raises(RegistryError, match=r"has no geobacter@champion-thematic. Materialise location_encoder"):
+            thematic.champion()
+        thematic.promote(other)
+        found = thematic.version("champion-thematic")
+        assert found is not None
+        assert found.version == other.version
+        assert carto.find_champion() == registration.version
+    finally:
+        for alias in ("champion", "champion-thematic"):
+            carto.client.delete_registered_model_alias("geobacter", alias)
 
 
 def with_uri(tmp_path, uri):

@@ -1,6 +1,7 @@
 """The tile cache: chunk files by their contract, damage that is found and mended, and pictures that look like a map."""
 
 import hashlib
+import os
 import random
 import re
 
@@ -12,19 +13,12 @@ import pytest
 import shapely
 
 from geobacter_core.errors import TileCacheError
+from geobacter_core.files import temporary_beside
 from geobacter_core.geo import CHUNK_PX, WORLD_M, Place, Tile, lonlat_to_pixel
-from geobacter_core.tiles.cache import (
-    TileCache,
-    build_cache,
-    cache_problems,
-    chunk_file,
-    chunk_metadata,
-    chunks_of,
-    load_manifest,
-    read_chunk,
-    write_chunk,
-)
-from geobacter_core.tiles.mapnik import cut_into_strips, open_map
+from geobacter_core.tiles.build import build_cache
+from geobacter_core.tiles.cache import TileCache, chunks_of, load_manifest, verify_cache
+from geobacter_core.tiles.chunk import check_chunk, chunk_file, chunk_metadata, read_chunk, write_chunk
+from geobacter_core.tiles.mapnik import cut_into_strips, open_maps
 
 TILE_BYTES = 256 * 256 * 3
 FULL = Tile(12, 2331, 1185)
@@ -35,7 +29,7 @@ RAILWAY_STATION = (24.94059, 60.17162)
 
 
 def build(built):
-    return build_cache(built.tiles_folder, "helsinki", built.extract.ground, built.style, built.source, built.features)
+    return build_cache(built.tiles_folder, "helsinki", built.extract.ground, built.style, built.source, built.inputs)
 
 
 def test_the_caches_chunks_are_those_around_helsinki(helsinki):
@@ -182,7 +176,7 @@ def test_no_flipped_byte_changes_a_chunk_unnoticed(tmp_path):
         path.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
         try:
             chunk_metadata(path)
-            found = read_chunk(path, chunk)[0]
+            found = read_chunk(path, chunk)
         except TileCacheError:
             n_found += 1
         else:
@@ -209,7 +203,7 @@ def test_a_chunk_under_another_chunks_name_is_found(own_helsinki):
 def test_a_chunk_from_other_inputs_is_refused_and_rendered_again(own_helsinki):
     path = chunk_file(own_helsinki.tiles_folder, BLANK)
     write_chunk(path, BLANK, np.zeros((16, 16, 256, 256, 3), np.uint8), {"geobacter:recipe": "another"})
-    with pytest.raises(TileCacheError, match="was made from other inputs"):
+    with pytest.raises(TileCacheError, match="was made by another source in style unknown from other inputs"):
         own_helsinki.cache.chunk(BLANK)
     assert build(own_helsinki).n_rendered == 1
 
@@ -233,12 +227,14 @@ def test_a_cache_without_manifest_is_named(tmp_path, own_helsinki):
 
 def test_leftovers_of_killed_runs_and_chunks_of_no_use_are_removed(own_helsinki):
     folder = own_helsinki.tiles_folder
-    dead = folder / ".tmp-999999999-abcd-12-2331-1185.parquet"
+    alive = temporary_beside(folder / "12-2331-1185.parquet")
+    dead = folder / alive.name.replace(f"-{os.getpid()}-", "-999999999-")
     stranger = folder / "12-1-1.parquet"
-    for path in (dead, stranger):
+    for path in (alive, dead, stranger):
         path.write_bytes(b"half a chunk")
     build(own_helsinki)
-    assert sorted(path.name for path in folder.iterdir()) == [
+    assert sorted(path.name for path in folder.iterdir() if path.suffix != ".lock") == [
+        alive.name,
         "12-2331-1185.parquet",
         "12-2332-1185.parquet",
         "tiles.json",
@@ -250,6 +246,7 @@ class HalfBroken:
 
     name = "half broken"
     n_channels = 3
+    max_processes = None
 
     def strips(self, chunk):
         for row in range(16):
@@ -261,25 +258,27 @@ class HalfBroken:
 def test_a_chunk_that_fails_is_named_and_the_others_are_kept(own_helsinki):
     manifest = (own_helsinki.tiles_folder / "tiles.json").read_bytes()
     seen = []
-    with pytest.raises(TileCacheError, match=r"1 of 2 chunks failed.*First: 12/2332/1185: no such layer"):
+    with pytest.raises(
+        TileCacheError, match=r"1 of 2 chunks failed \(12/2332/1185\), the others.*12/2332/1185: no such layer"
+    ):
         build_cache(
             own_helsinki.tiles_folder,
             "helsinki",
             own_helsinki.extract.ground,
             own_helsinki.style,
             HalfBroken(),
-            own_helsinki.features,
+            own_helsinki.inputs,
             lambda done, total: seen.append((done, total)),
         )
     assert seen == [(1, 2), (2, 2)]
     assert (own_helsinki.tiles_folder / "tiles.json").read_bytes() == manifest
-    assert read_chunk(chunk_file(own_helsinki.tiles_folder, FULL), FULL)[0].max() == 0
+    assert read_chunk(chunk_file(own_helsinki.tiles_folder, FULL), FULL).max() == 0
 
 
 def test_an_image_is_cut_into_tiles_row_by_row():
     image = mapnik.Image(CHUNK_PX, CHUNK_PX)
     image.set_pixel(256 * 5 + 20, 256 * 3 + 10, mapnik.Color(1, 2, 3, 255))
-    tiles = np.stack([strip.copy() for strip in cut_into_strips(image, 3)])
+    tiles = np.stack([strip.copy() for strip in cut_into_strips([image], 3)])
     assert tiles.shape == (16, 16, 256, 256, 3)
     assert tiles[3, 5, 10, 20].tolist() == [1, 2, 3]
     assert tiles.sum() == 6
@@ -299,22 +298,23 @@ def test_tiles_of_one_colour_are_counted_when_written_and_when_read(tmp_path):
     pixels[2, 4, 0, 0, 0] = 6  # the first of another
     pixels[9, 9, :, :, 0] = np.arange(256)  # every row the same, but not one colour
     path, chunk = tmp_path / "12-5-7.parquet", Tile(12, 5, 7)
-    digests, n_blank = write_chunk(path, chunk, pixels, {})
-    assert n_blank == 256 - 3
-    assert digests == [hashlib.sha256(tile.tobytes()).digest() for row in pixels for tile in row]
-    found, found_digests, found_blank = read_chunk(path, chunk)
-    np.testing.assert_array_equal(found, pixels)
-    assert (found_digests, found_blank) == (digests, n_blank)
+    summary = write_chunk(path, chunk, pixels, {})
+    assert summary.n_blank == 256 - 3
+    digests = [hashlib.sha256(tile.tobytes()).digest() for row in pixels for tile in row]
+    assert summary.digest == hashlib.sha256(b"".join(digests)).hexdigest()
+    assert pq.read_table(path)["digest"].to_pylist() == digests
+    np.testing.assert_array_equal(read_chunk(path, chunk), pixels)
+    assert check_chunk(path, chunk) == summary
 
 
 def test_what_is_wrong_with_a_cache_is_listed(own_helsinki):
     ground = own_helsinki.extract.ground
-    assert cache_problems(own_helsinki.tiles_folder, ground) == []
+    assert verify_cache(own_helsinki.tiles_folder, ground).problems == []
     damaged(chunk_file(own_helsinki.tiles_folder, FULL), flip_middle)
     chunk_file(own_helsinki.tiles_folder, BLANK).unlink()
-    first, second = cache_problems(own_helsinki.tiles_folder, ground)
+    second, first = verify_cache(own_helsinki.tiles_folder, ground).problems
     assert "12-2331-1185.parquet is damaged" in first
-    assert "12-2332-1185.parquet is missing" in second
+    assert "Chunk 12/2332/1185 of the region is not in the cache" in second
 
 
 def colour_at(built, lon, lat):
@@ -350,7 +350,7 @@ def picture(map_, left_px, top_px):
 @pytest.mark.parametrize("axis", [0, 1])
 def test_two_pictures_fit_together_along_a_border_through_the_city(helsinki, axis):
     """A chunk's border put through the middle of Helsinki: both sides look as they do inside one picture."""
-    map_ = open_map(helsinki.style, helsinki.source.features)
+    map_ = open_maps(helsinki.style, helsinki.source.features)[0]
     x, y = lonlat_to_pixel(np.array([24.9443]), np.array([60.1716]))
     border_x, border_y = int(x[0]) // 256 * 256, int(y[0]) // 256 * 256
     whole_corner = np.array([border_y - CHUNK_PX // 2, border_x - CHUNK_PX // 2])

@@ -78,10 +78,10 @@ def embed_region(
         TileCacheError: A chunk is missing or damaged.
     """
     manifest = cache.manifest
-    if manifest.style != version.style or cache.n_channels != version.n_channels:
+    if manifest.style_label != version.style_label or cache.n_channels != version.n_channels:
         raise EmbeddingsError(
-            f"Region '{manifest.region}': encoder {version.name} takes windows of style '{version.style}' with "
-            f"{version.n_channels} channels, the tiles are '{manifest.style}' with {cache.n_channels}. "
+            f"Region '{manifest.region}': encoder {version.name} takes windows of style '{version.style_label}' with "
+            f"{version.n_channels} channels, the tiles are '{manifest.style_label}' with {cache.n_channels}. "
             "Materialise tile_cache in that style, or train an encoder on this one."
         )
     recipe = digest_of(
@@ -129,7 +129,7 @@ def embed_region(
         "encoder_digest": version.digest,
         "size_m": version.size_m,
         "size_px": version.size_px,
-        "style": f"{manifest.style}/{manifest.style_version}",
+        "style": manifest.style_label,
         "tiles": manifest.digest,
         "extract_sha256": manifest.extract_sha256,
         "osm_timestamp": manifest.osm_timestamp,
@@ -187,7 +187,7 @@ class _Embedder:
         self._load = load
         self._encoder: Encoder | None = None
         self._known: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
-        self._style = f"{cache.manifest.style}/{cache.manifest.style_version}"
+        self._style = cache.manifest.style_label
         self._osm_timestamp = osm_timestamp
         self.n_encoded = 0
 

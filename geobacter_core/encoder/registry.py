@@ -74,6 +74,7 @@ class EncoderVersion:
         seed: Of its weights before training.
         test_accuracy: Triplet accuracy on test windows when it was trained.
         random_accuracy: That of random weights on the same windows.
+        style_version: Version of the style.
     """
 
     version: int
@@ -87,6 +88,12 @@ class EncoderVersion:
     seed: int
     test_accuracy: float
     random_accuracy: float
+    style_version: str = "1"
+
+    @property
+    def style_label(self) -> str:
+        """`name/version` of the style."""
+        return f"{self.style}/{self.style_version}"
 
     @property
     def name(self) -> str:
@@ -206,6 +213,7 @@ class Registry:
                 seed=int(tags["seed"]),
                 test_accuracy=float(tags["test_triplet_accuracy"]),
                 random_accuracy=float(tags["random_triplet_accuracy"]),
+                style_version=tags.get("style_version", "1"),  # encoders of before it was written are of version 1
             )
         except KeyError as missing:
             raise RegistryError(
@@ -213,17 +221,32 @@ class Registry:
                 "Point the alias to another version."
             ) from None
 
+    @property
+    def champion_alias(self) -> str:
+        """The alias of this installation's style: `champion`, or `champion-<style>` where that is of another style.
+
+        Who loads `champion` never gets an encoder that suddenly wants other channels.
+        """
+        first = self.version(CHAMPION)
+        return (
+            CHAMPION if first is None or first.style == self._settings.style else f"{CHAMPION}-{self._settings.style}"
+        )
+
+    def find_champion(self) -> EncoderVersion | None:
+        """The champion of this installation's style, if there is one."""
+        return self.version(self.champion_alias)
+
     def champion(self) -> EncoderVersion:
-        """The champion.
+        """The champion of this installation's style.
 
         Raises:
             RegistryError: There is none yet.
         """
-        found = self.version(CHAMPION)
+        found = self.find_champion()
         if found is None:
             raise RegistryError(
-                f"MLflow at {without_secrets(self.uri)} has no {MODEL_NAME}@{CHAMPION}. Materialise location_encoder; "
-                "its first version that beats random weights becomes champion."
+                f"MLflow at {without_secrets(self.uri)} has no {MODEL_NAME}@{self.champion_alias}. Materialise "
+                "location_encoder; its first version that beats random weights becomes champion."
             )
         return found
 
@@ -295,15 +318,18 @@ class Registry:
                 steps.flush()
                 mlflow.log_metrics({"images_per_s": trained.images_per_s, "train_seconds": trained.train_seconds})
                 mlflow.log_image(picture, "pictures/test_triplets.png")
-                version = self._log_model(trained, style, size_m, n_channels, settings)
+                version = self._log_model(
+                    trained, style, regions[0].cache.manifest.style_version, size_m, n_channels, settings
+                )
         return Registration(trained, version, self.experiment_id, picture)
 
     def _log_model(
-        self, trained: Trained, style: str, size_m: float, n_channels: int, settings: TrainSettings
+        self, trained: Trained, style: str, style_version: str, size_m: float, n_channels: int, settings: TrainSettings
     ) -> EncoderVersion:
         facts = {
             "weights_digest": weights_digest(trained.network),
             "style": style,
+            "style_version": style_version,
             "size_m": f"{size_m:g}",
             "size_px": str(settings.size_px),
             "n_channels": str(n_channels),
@@ -357,16 +383,21 @@ class Registry:
         if challenger is None:
             raise RegistryError(f"There is no {MODEL_NAME}@{CHALLENGER} to judge. Materialise location_encoder.")
         style, _, n_channels = check_regions(regions)
+        if challenger.style != style:
+            raise RegistryError(
+                f"{challenger.name}, the challenger, takes windows of style '{challenger.style}', the tiles are "
+                f"'{style}'. Materialise location_encoder in that style."
+            )
         test = TestWindows(regions, challenger.size_px, challenger.size_m)
         scores = test.score(self.load(challenger).encode)
         random_ = random_network(n_channels, challenger.embedding_dim, challenger.seed)
         random_.set_normalisation(test.anchor)
         random_scores = test.score(encode_with(random_, torch.device("cpu")))
-        champion = self.version(CHAMPION)
+        champion = self.find_champion()
         champion_scores = None
         if champion is not None and champion.version == challenger.version:
             champion_scores = scores
-        elif champion is not None and champion.style == style:
+        elif champion is not None:
             same_windows = (champion.size_px, champion.size_m) == (challenger.size_px, challenger.size_m)
             champion_test = test if same_windows else TestWindows(regions, champion.size_px, champion.size_m)
             champion_scores = champion_test.score(self.load(champion).encode)
@@ -374,9 +405,9 @@ class Registry:
         return Verdict(passed, reason, challenger, scores, random_scores, champion, champion_scores)
 
     def promote(self, version: EncoderVersion) -> None:
-        """Make a version the champion."""
+        """Make a version the champion of its style."""
         with self._trouble():
-            self.client.set_registered_model_alias(MODEL_NAME, CHAMPION, str(version.version))
+            self.client.set_registered_model_alias(MODEL_NAME, self.champion_alias, str(version.version))
 
 
 def _rule(
@@ -392,15 +423,10 @@ def _rule(
             False,
             f"{challenger.name} has triplet accuracy {ours:.3f}, no better than random weights ({theirs:.3f}).",
         )
-    if champion is None:
+    if champion is None or champion_scores is None:
         return (
             True,
             f"{challenger.name} beats random weights, {ours:.3f} to {theirs:.3f}, and there was no champion.",
-        )
-    if champion_scores is None:
-        return False, (
-            f"Champion {champion.name} takes windows of style '{champion.style}', not '{challenger.style}', so the two "
-            "cannot be compared. Move the alias by hand, or use another MLFLOW_TRACKING_URI for another style."
         )
     best = champion_scores.triplet_accuracy
     comparison = f"{challenger.name} has triplet accuracy {ours:.3f}, champion {champion.name} {best:.3f}"

@@ -195,7 +195,7 @@ def build_triplets(
     document = {
         "recipe": recipe,
         "region": cache.manifest.region,
-        "style": f"{cache.manifest.style}/{cache.manifest.style_version}",
+        "style": cache.manifest.style_label,
         "tiles": cache.manifest.digest,
         **settings.model_dump(),
         "blocks": f"{split.columns} × {split.rows}",

@@ -1,6 +1,6 @@
-"""Mapnik in this process: the default tile source. One call renders a whole chunk."""
+"""Mapnik in this process: the default tile source. One call renders three channels of a whole chunk."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -37,13 +37,19 @@ class MapnikSource:
         """One per channel of the style."""
         return len(self.style.channels)
 
+    @property
+    def max_processes(self) -> None:
+        """As many as there are processors."""
+        return None
+
     def strips(self, chunk: Tile) -> Iterator[Pixels]:
-        """Render a chunk in one call and cut it, strip by strip, into tiles, uint8 `[16, 256, 256, C]`.
+        """Render a chunk, an image for every three channels, and cut it, strip by strip, into tiles.
 
         Raises:
             StyleError: Mapnik cannot read the style or the features.
         """
-        return cut_into_strips(render(_open_map(self.style, self.features), chunk), self.n_channels)
+        images = [render(map_, chunk) for map_ in _open_maps(self.style, self.features)]
+        return cut_into_strips(images, self.n_channels)
 
 
 def render(map_: mapnik.Map, chunk: Tile) -> mapnik.Image:
@@ -54,8 +60,8 @@ def render(map_: mapnik.Map, chunk: Tile) -> mapnik.Image:
     return image
 
 
-def cut_into_strips(image: mapnik.Image, n_channels: int) -> Iterator[Pixels]:
-    """Cut a chunk's RGBA image into strips of tiles, uint8 `[16, 256, 256, C]` of its first C channels.
+def cut_into_strips(images: Sequence[mapnik.Image], n_channels: int) -> Iterator[Pixels]:
+    """Cut a chunk's RGBA images into strips of tiles, uint8 `[16, 256, 256, C]`: red, green, blue of one, of the next.
 
     Tile by tile and into the same memory, so that the copies stay in the processor's cache; channel by channel, because
     numpy copies runs of three bytes at less than half that speed.
@@ -63,26 +69,30 @@ def cut_into_strips(image: mapnik.Image, n_channels: int) -> Iterator[Pixels]:
     tiles = np.empty((CHUNK_TILES, TILE_PX, TILE_PX, n_channels), np.uint8)
     for row in range(CHUNK_TILES):
         for column in range(CHUNK_TILES):
-            view = image.view(column * TILE_PX, row * TILE_PX, TILE_PX, TILE_PX)
-            rgba = np.frombuffer(view.to_string(), np.uint8).reshape(TILE_PX, TILE_PX, 4)
-            for channel in range(n_channels):
-                tiles[column, ..., channel] = rgba[..., channel]
+            for first, image in zip(range(0, n_channels, 3), images, strict=True):
+                view = image.view(column * TILE_PX, row * TILE_PX, TILE_PX, TILE_PX)
+                rgba = np.frombuffer(view.to_string(), np.uint8).reshape(TILE_PX, TILE_PX, 4)
+                for channel in range(first, min(first + 3, n_channels)):
+                    tiles[column, ..., channel] = rgba[..., channel - first]
         yield tiles
 
 
 @lru_cache(maxsize=2)
-def _open_map(style: Style, features: Path) -> mapnik.Map:
-    """The map of a style over a folder of features, kept open: a process renders many chunks of one region."""
-    return open_map(style, features)
+def _open_maps(style: Style, features: Path) -> tuple[mapnik.Map, ...]:
+    """The maps of a style over a folder of features, kept open: a process renders many chunks of one region."""
+    return open_maps(style, features)
 
 
-def open_map(style: Style, features: Path) -> mapnik.Map:
+def open_maps(style: Style, features: Path) -> tuple[mapnik.Map, ...]:
     """Load a style's Mapnik XML over a folder of features, ready for chunks.
 
     Raises:
         StyleError: Mapnik says that the XML is wrong or a file cannot be opened.
     """
-    xml = style.map_file.read_text(encoding="utf-8")
+    return tuple(_open_map(style, features, xml) for xml in style.maps)
+
+
+def _open_map(style: Style, features: Path, xml: str) -> mapnik.Map:
     for name, folder in (("features", features), ("style", style.folder)):
         xml = xml.replace("${" + name + "}", escape(str(folder), {'"': "&quot;"}))
     map_ = mapnik.Map(CHUNK_PX, CHUNK_PX)
@@ -90,7 +100,7 @@ def open_map(style: Style, features: Path) -> mapnik.Map:
         mapnik.load_map_from_string(map_, xml, True, str(style.folder))
     except RuntimeError as problem:
         raise StyleError(
-            f"Mapnik cannot load {style.map_file} over {features}: {problem}. "
+            f"Mapnik cannot load style '{style.name}' in {style.folder} over {features}: {problem}. "
             "Mend the style, or materialise map_features."
         ) from None
     return map_

@@ -16,11 +16,15 @@ class TileSource(Protocol):
 
     @property
     def name(self) -> str:
-        """Kind and version of the source, as the cache records it; no secrets in it."""
+        """Kind and version or address of the source, as the cache records it; no secrets in it."""
 
     @property
     def n_channels(self) -> int:
         """C."""
+
+    @property
+    def max_processes(self) -> int | None:
+        """How many processes of one build may use it at once; None for as many as there are processors."""
 
     def strips(self, chunk: Tile) -> Iterator[Pixels]:
         """The tiles of a chunk in 16 strips from north to south, each uint8 `[16, 256, 256, C]` from west to east.

@@ -1,27 +1,65 @@
-"""Styles: how map features become pixels. A style is a folder under `styles/` that a cartographer can edit."""
+"""Styles: how map features become pixels. A style is a folder under `styles/` that a cartographer can edit.
+
+Its `style.toml` is one of three kinds: a hand-written Mapnik map (`map = "carto.xml"`), thematic channels
+(`[[channel]]`, each a mask of what its tag filters take), or the looks of a tile server (`drawn_by = "tile server"`).
+"""
 
 import hashlib
 import tomllib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from geobacter_core.errors import StyleError
+from geobacter_core.tiles.masks import Channel, map_documents
 
 _STYLES = Path(__file__).parent / "styles"
 
 
 class _Document(BaseModel):
-    """`style.toml`."""
+    """What every `style.toml` states."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str
     version: str
+
+
+class _MapDocument(_Document):
+    """A style whose Mapnik XML is written by hand; its one image has the channels red, green and blue."""
+
     map: str
-    channels: list[str]
+    channels: list[str] = Field(min_length=1, max_length=3)
     keys: list[str]
+
+
+class _ServerDocument(_Document):
+    """A style that a tile server draws."""
+
+    drawn_by: Literal["tile server"]
+    channels: list[str] = Field(min_length=3, max_length=3)
+
+
+class _MaskDocument(_Document):
+    """A style of thematic channels."""
+
+    n_channels: int = Field(ge=1, le=64)
+    channel: list[Channel] = Field(strict=False)
+
+    @model_validator(mode="after")
+    def _channels_are_as_declared(self) -> Self:
+        names = [channel.name for channel in self.channel]
+        if twice := [name for name, n in Counter(names).items() if n > 1]:
+            raise ValueError(f"channel '{twice[0]}' is there twice: every channel needs a name of its own")
+        if len(names) != self.n_channels:
+            raise ValueError(f"{len(names)} channels follow where n_channels declares {self.n_channels}")
+        return self
+
+
+_Kind = _MapDocument | _MaskDocument | _ServerDocument
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +73,9 @@ class Style:
         keys: OSM tag keys that the style's filters read.
         digest: Hex SHA-256 over every file of the folder, so that an edit without a new version is seen too.
         folder: Where the style's files are.
-        map_file: The Mapnik XML.
+        maps: Mapnik XML with the placeholders `${features}` and `${style}`; each draws the next channels, up to
+            three. Empty for the looks of a tile server.
+        masks: What a thematic channel takes; empty for the other kinds.
     """
 
     name: str
@@ -44,7 +84,18 @@ class Style:
     keys: tuple[str, ...]
     digest: str
     folder: Path
-    map_file: Path
+    maps: tuple[str, ...]
+    masks: tuple[Channel, ...] = ()
+
+    @property
+    def is_served(self) -> bool:
+        """Whether a tile server draws it, and not Mapnik in this process."""
+        return not self.maps
+
+    @property
+    def label(self) -> str:
+        """`name/version`, as in the tables."""
+        return f"{self.name}/{self.version}"
 
 
 def style_names() -> list[str]:
@@ -58,35 +109,98 @@ def load_style(name: str) -> Style:
     Raises:
         StyleError: There is none of that name, or its files are not as they must be.
     """
-    folder = _STYLES / name
     if name not in style_names():
         raise StyleError(f"There is no style '{name}'. Known are: {', '.join(style_names())}.")
+    return read_style(_STYLES / name)
+
+
+def read_style(folder: Path) -> Style:
+    """Read the style in a folder.
+
+    Raises:
+        StyleError: `style.toml` is missing or wrong; it names the field, or the channel and the filter.
+    """
+    document = _read_document(folder / "style.toml")
+    if document.name != folder.name:
+        raise StyleError(f"{folder / 'style.toml'}: name '{document.name}' is not the folder's. Rename one of them.")
+    channels: tuple[str, ...]
+    keys: set[str] = set()
+    maps: tuple[str, ...] = ()
+    masks: tuple[Channel, ...] = ()
+    match document:
+        case _MaskDocument():
+            masks = tuple(document.channel)
+            channels, maps = tuple(mask.name for mask in masks), map_documents(masks)
+            keys = {key for mask in masks for shape in mask.all_shapes for key in shape.filter.keys}
+        case _MapDocument():
+            channels, keys, maps = tuple(document.channels), set(document.keys), (_read_map(folder, document.map),)
+        case _ServerDocument():
+            channels = tuple(document.channels)
+    return Style(
+        name=document.name,
+        version=document.version,
+        channels=channels,
+        keys=tuple(sorted(keys)),
+        digest=_digest(folder),
+        folder=folder,
+        maps=maps,
+        masks=masks,
+    )
+
+
+def _read_document(path: Path) -> _Kind:
     try:
-        document = _Document.model_validate(tomllib.loads((folder / "style.toml").read_text(encoding="utf-8")))
-    except tomllib.TOMLDecodeError as problem:
-        raise StyleError(f"{folder / 'style.toml'} is not TOML: {problem}. Mend that line.") from None
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise StyleError(f"{path} cannot be read ({problem.strerror}). A style is a folder with that file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise StyleError(f"{path} is not TOML: {problem}. Mend that line.") from None
+    kinds: dict[str, type[_Kind]] = {"map": _MapDocument, "n_channels": _MaskDocument, "drawn_by": _ServerDocument}
+    chosen = [kind for key, kind in kinds.items() if key in document]
+    if len(chosen) != 1:
+        raise StyleError(
+            f"{path}: a style has one of 'map' (Mapnik XML), 'n_channels' (thematic channels) and 'drawn_by' (a tile "
+            f"server); this one has {len(chosen)}. Keep one."
+        )
+    try:
+        return chosen[0].model_validate(document)
     except ValidationError as problem:
         first = problem.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise StyleError(f"{folder / 'style.toml'}, field '{field}': {first['msg']}. Correct it.") from None
-    if document.name != name:
-        raise StyleError(f"{folder / 'style.toml'}: name '{document.name}' is not the folder's. Rename one of them.")
-    map_file = folder / document.map
-    if not map_file.is_file():
-        raise StyleError(f"{folder / 'style.toml'}: map '{document.map}' does not exist. Correct `map`.")
+        raise StyleError(
+            f"{path}, {_place(document, first['loc'])}: {first['msg'].removeprefix('Value error, ')}. Correct it."
+        ) from None
+
+
+def _place(document: dict[str, object], loc: tuple[int | str, ...]) -> str:
+    """Where in a document an error lies; a channel by its name."""
+    if not loc:
+        return "the document"
+    words = [str(part) for part in loc]
+    channels = document.get("channel")
+    if len(loc) > 1 and isinstance(loc[1], int) and isinstance(channels, list):
+        channel = channels[loc[1]]
+        name = channel.get("name") if isinstance(channel, dict) else None
+        words[1] = f"'{name}'" if name else f"number {loc[1] + 1}"
+        return f"{words[0]} {words[1]}" + (f", field '{'.'.join(words[2:])}'" if words[2:] else "")
+    return f"field '{'.'.join(words)}'"
+
+
+def _read_map(folder: Path, name: str) -> str:
+    path = folder / name
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as problem:
+        raise StyleError(
+            f"{folder / 'style.toml'}: map '{name}' cannot be read ({problem.strerror}). Correct `map`."
+        ) from None
+
+
+def _digest(folder: Path) -> str:
     sha = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.name.startswith("."):
             sha.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
-    return Style(
-        name=name,
-        version=document.version,
-        channels=tuple(document.channels),
-        keys=tuple(sorted(set(document.keys))),
-        digest=sha.hexdigest(),
-        folder=folder,
-        map_file=map_file,
-    )
+    return sha.hexdigest()
 
 
 def all_keys() -> tuple[str, ...]:

@@ -5,7 +5,6 @@ import time
 import dagster as dg
 
 from geobacter_core.osm.extract import load_extract
-from geobacter_core.tiles.cache import TileCache
 from geobacter_pipeline.assets.encoder import location_encoder
 from geobacter_pipeline.assets.osm import OWNERS, osm_extract
 from geobacter_pipeline.assets.tiles import tile_cache
@@ -35,7 +34,7 @@ def region_embeddings(context: dg.AssetExecutionContext, geobacter: Geobacter) -
     begun = time.monotonic()
     with core_errors(), Progress(context, "cells") as progress:
         extract, _ = load_extract(settings.extract_folder(region.name))
-        cache = TileCache(settings.tiles_folder(region.name, settings.style))
+        cache = geobacter.tiles(region.name)
         registry = geobacter.registry()
         champion = registry.champion()
         made = embed_region(path, cache, extract.ground, region.cell_resolution, champion, registry.load, progress)
@@ -78,7 +77,7 @@ def embedding_report(context: dg.AssetExecutionContext, geobacter: Geobacter) ->
     settings, region = geobacter.settings, context.partition_key
     with core_errors():
         extract, _ = load_extract(settings.extract_folder(region))
-        cache = TileCache(settings.tiles_folder(region, settings.style))
+        cache = geobacter.tiles(region)
         table = read_table(settings.embeddings_file(region))
         report = build_report(settings.report_folder(region), table, cache, extract.ground)
     with PIL.Image.open(report.map) as image:

@@ -4,7 +4,6 @@ import dagster as dg
 
 from geobacter_core.osm.extract import load_extract
 from geobacter_core.samples import triplets as core_triplets
-from geobacter_core.tiles.cache import TileCache
 from geobacter_pipeline.assets.osm import OWNERS, osm_extract
 from geobacter_pipeline.assets.tiles import tile_cache
 from geobacter_pipeline.configs import SampleConfig
@@ -31,7 +30,7 @@ def triplet_samples(
     path = settings.triplets_file(region)
     with core_errors(), Progress(context, "triplets") as progress:
         extract, _ = load_extract(settings.extract_folder(region))
-        cache = TileCache(settings.tiles_folder(region, settings.style))
+        cache = geobacter.tiles(region)
         triplets = core_triplets.build_triplets(path, cache, extract.box, extract.ground, config, progress)
     facts = {key: value for key, value in triplets.metadata.items() if value is not None and key != "recipe"}
     return dg.MaterializeResult(

@@ -5,10 +5,8 @@ import time
 import dagster as dg
 
 from geobacter_core.geo import CHUNK_TILES
-from geobacter_core.osm.extract import load_extract
-from geobacter_core.osm.features import load_features
 from geobacter_core.settings import Settings
-from geobacter_core.tiles import cache as core_cache
+from geobacter_core.tiles import build
 from geobacter_core.tiles.style import load_style
 from geobacter_pipeline.assets.osm import OWNERS, map_features, osm_extract
 from geobacter_pipeline.partitions import region_partitions
@@ -24,24 +22,19 @@ _STYLE = load_style(Settings.from_environment().style)
     group_name="map",
     kinds={"mapnik", "parquet"},
     owners=OWNERS,
-    code_version=f"{core_cache.VERSION}-{_STYLE.name}-{_STYLE.digest[:12]}",
+    code_version=f"{build.VERSION}-{_STYLE.name}-{_STYLE.digest[:12]}",
 )
 def tile_cache(context: dg.AssetExecutionContext, geobacter: Geobacter) -> dg.MaterializeResult[None]:
     """Zoom-16 tiles of the region, one Parquet file per zoom-12 chunk. Chunks that are up to date are kept."""
     from geobacter_core.plots import tile_contact_sheet
-    from geobacter_core.tiles.mapnik import MapnikSource
 
-    settings, region = geobacter.settings, context.partition_key
+    settings, region = geobacter.settings, geobacter.region(context.partition_key)
     begun = time.monotonic()
     with core_errors(), Progress(context, "chunks") as progress:
-        extract, _ = load_extract(settings.extract_folder(region))
-        features, files = load_features(settings.features_folder(region))
-        style = load_style(settings.style)
-        folder = settings.tiles_folder(region, style.name)
-        source = MapnikSource(style, files)
-        built = core_cache.build_cache(folder, region, extract.ground, style, source, features, progress)
+        built = build.build_region(settings, region, settings.style, progress)
         took_s = time.monotonic() - begun
-        sheet = tile_contact_sheet(core_cache.TileCache(folder))
+        cache = geobacter.tiles(region.name)
+        sheet = tile_contact_sheet(cache)
     manifest = built.manifest
     return dg.MaterializeResult(
         data_version=dg.DataVersion(manifest.digest),
@@ -59,14 +52,14 @@ def tile_cache(context: dg.AssetExecutionContext, geobacter: Geobacter) -> dg.Ma
                     "digest": ("binary", "SHA-256 of the pixels"),
                 }
             ),
-            "path": dg.MetadataValue.path(folder),
-            "style": f"{manifest.style}/{manifest.style_version}",
+            "path": dg.MetadataValue.path(cache.folder),
+            "style": manifest.style_label,
             "source": manifest.source,
             "chunks": len(manifest.chunks),
             "chunks rendered": built.n_rendered,
             "chunks kept": built.n_reused,
-            "tiles of one colour": sum(chunk.n_blank for chunk in manifest.chunks),
-            "size_bytes": sum(chunk.size_bytes for chunk in manifest.chunks),
+            "tiles of one colour": manifest.n_blank,
+            "size_bytes": manifest.size_bytes,
             "seconds": round(took_s, 2),
             "tiles_per_s": round(built.n_rendered * CHUNK_TILES**2 / took_s, 1),
             "picture": picture(sheet),

@@ -1,0 +1,316 @@
+"""Building a tile cache: chunk by chunk, by a pool of processes, beside other builds of the same cache.
+
+A chunk of the wanted recipe whose tiles still have their digests is not made again, so a killed build goes on where it
+stopped, and several builds share the work (see `locks`).
+"""
+
+import errno
+import logging
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import shapely
+
+from geobacter_core.errors import GeobacterError, TileCacheError
+from geobacter_core.files import digest_of, n_processors, remove_temporaries, write_json
+from geobacter_core.geo import Tile
+from geobacter_core.osm.extract import load_extract
+from geobacter_core.osm.features import load_features
+from geobacter_core.regions import Region
+from geobacter_core.settings import Settings
+from geobacter_core.tiles import locks
+from geobacter_core.tiles.cache import MANIFEST, TileManifest, chunks_of, load_manifest
+from geobacter_core.tiles.chunk import (
+    RECIPE,
+    ChunkSummary,
+    check_chunk,
+    chunk_file,
+    chunk_metadata,
+    chunks_in,
+    write_chunk,
+)
+from geobacter_core.tiles.source import TileSource
+from geobacter_core.tiles.style import Style, load_style
+
+VERSION = "1"
+"""Raise when the same source would give other chunk files."""
+
+_FEW_CHUNKS = 4
+"""So many are rendered here and now: starting processes would take longer."""
+_DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT}
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What tiles follow from, besides style and source.
+
+    Attributes:
+        digest: Of the map features; for a tile server, of the extract.
+        extract_sha256: The extract behind them.
+        osm_timestamp: That of the extract.
+    """
+
+    digest: str
+    extract_sha256: str
+    osm_timestamp: str
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """A built cache: its manifest, how many chunks this build made, and how many were there or made by another."""
+
+    manifest: TileManifest
+    n_rendered: int
+    n_reused: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What a worker needs to know to make or check chunks of one region."""
+
+    folder: Path
+    source: TileSource
+    metadata: Mapping[str, str]
+
+    @property
+    def recipe(self) -> str:
+        return self.metadata[RECIPE]
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """A chunk's summary, or why it failed, or neither where another process makes it just now."""
+
+    summary: ChunkSummary | None = None
+    failure: Exception | None = None
+    was_made: bool = False
+
+    @property
+    def is_busy(self) -> bool:
+        return self.summary is None and self.failure is None
+
+
+def build_region(
+    settings: Settings,
+    region: Region,
+    style_name: str,
+    on_chunk: Callable[[int, int], None] = lambda done, total: None,
+) -> BuildResult:
+    """Bring the tile cache of a region in a style up to date, from its map features or its tile server.
+
+    Raises:
+        GeobacterError: What it needs is missing, or some chunks could not be made; those that could are kept.
+    """
+    style = load_style(style_name)
+    extract, _ = load_extract(settings.extract_folder(region.name))
+    folder = settings.tiles_folder(region.name, style.name)
+    source: TileSource
+    if style.is_served:
+        from geobacter_core.tiles.server import source_of  # brings aiohttp along
+
+        source = source_of(region, style)
+        inputs = Inputs(extract.sha256, extract.sha256, extract.osm_timestamp)
+    else:
+        from geobacter_core.tiles.mapnik import MapnikSource
+
+        features, files = load_features(settings.features_folder(region.name))
+        source = MapnikSource(style, files)
+        inputs = Inputs(features.digest, features.extract_sha256, features.osm_timestamp)
+    return build_cache(folder, region.name, extract.ground, style, source, inputs, on_chunk)
+
+
+def build_cache(
+    folder: Path,
+    region: str,
+    ground: shapely.Geometry,
+    style: Style,
+    source: TileSource,
+    inputs: Inputs,
+    on_chunk: Callable[[int, int], None] = lambda done, total: None,
+) -> BuildResult:
+    """Bring a region's tile cache up to date with `source`. Other processes may do the same at the same time.
+
+    Args:
+        folder: Where the chunks lie.
+        region: The region's name.
+        ground: What the region covers, in degrees.
+        style: The style, which enters the recipe.
+        source: Makes the chunks, in worker processes.
+        inputs: What is behind the tiles; it enters the recipe too.
+        on_chunk: Called with the number of chunks done and in all, after each.
+
+    Raises:
+        TileCacheError: Some chunks could not be made, and it names them, or the disk is full. The others stay.
+    """
+    recipe = digest_of("tiles", VERSION, style.digest, source.name, inputs.digest)
+    metadata = {
+        "geobacter:style": style.label,
+        "geobacter:style_digest": style.digest,
+        "geobacter:source": source.name,
+        "geobacter:extract_sha256": inputs.extract_sha256,
+        RECIPE: recipe,
+    }
+    chunks = chunks_of(ground)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locks.building(folder, recipe):
+            remove_temporaries(folder)
+            made = _make_all(_Job(folder, source, metadata), region, chunks, on_chunk)
+            summaries = sorted((outcome.summary for outcome in made if outcome.summary), key=lambda s: (s.x, s.y))
+            manifest = TileManifest(
+                region=region,
+                style=style.name,
+                style_version=style.version,
+                channels=style.channels,
+                source=source.name,
+                recipe=recipe,
+                digest=digest_of(*((s.x, s.y, s.digest) for s in summaries)),
+                extract_sha256=inputs.extract_sha256,
+                osm_timestamp=inputs.osm_timestamp,
+                chunks=tuple(summaries),
+            )
+            if not _is_written(folder, manifest):
+                write_json(folder / MANIFEST, manifest)
+            _remove_strangers(folder, manifest)
+    except OSError as problem:
+        raise TileCacheError(
+            f"Tile cache {folder}: {problem.strerror or problem}. Chunks that are done are whole and kept; "
+            "mend that and materialise tile_cache again."
+        ) from None
+    n_made = sum(outcome.was_made for outcome in made)
+    return BuildResult(manifest, n_made, len(summaries) - n_made)
+
+
+def _make_all(job: _Job, region: str, chunks: list[Tile], on_chunk: Callable[[int, int], None]) -> list[_Outcome]:
+    """Every chunk's outcome, none of them a failure.
+
+    Raises:
+        TileCacheError: Some failed; it names them.
+    """
+    outcomes: list[_Outcome] = []
+    failures: dict[Tile, Exception] = {}
+    for chunk, outcome in _outcomes(job, chunks):
+        outcomes.append(outcome)
+        on_chunk(len(outcomes), len(chunks))
+        if outcome.failure is not None:
+            failures[chunk] = outcome.failure
+            _log.error("%s: chunk %s failed: %s", region, chunk, outcome.failure)
+            if isinstance(outcome.failure, OSError) and outcome.failure.errno in _DISK_IS_FULL:
+                n_done = sum(outcome.summary is not None for outcome in outcomes)
+                raise TileCacheError(
+                    f"Tile cache {job.folder}: the disk is full. {n_done} of {len(chunks)} chunks are done, whole and "
+                    "kept. Free some space and materialise tile_cache again: it goes on from there."
+                )
+    if failures:
+        first, reason = next(iter(failures.items()))
+        names = ", ".join(map(str, list(failures)[:8])) + (", …" if len(failures) > 8 else "")
+        raise TileCacheError(
+            f"Tile cache {job.folder}: {len(failures)} of {len(chunks)} chunks failed ({names}), the others are kept. "
+            f"{first}: {reason} Mend the cause and materialise tile_cache again."
+        )
+    return outcomes
+
+
+def _is_written(folder: Path, manifest: TileManifest) -> bool:
+    try:
+        return load_manifest(folder) == manifest
+    except TileCacheError:
+        return False
+
+
+def _remove_strangers(folder: Path, manifest: TileManifest) -> None:
+    """Chunks that the region no longer needs would otherwise stay for ever."""
+    wanted = {chunk_file(folder, summary.tile) for summary in manifest.chunks}
+    for path in chunks_in(folder):
+        if path not in wanted:
+            path.unlink(missing_ok=True)
+
+
+def _outcomes(job: _Job, chunks: list[Tile]) -> Iterator[tuple[Tile, _Outcome]]:
+    """Each chunk with its outcome: those that are there already, those made here, then those that others made."""
+    missing: list[Tile] = []
+    with ThreadPoolExecutor(n_processors()) as pool:
+        present = pool.map(lambda chunk: _reuse(job, chunk), chunks)
+        for chunk, (summary, problem) in zip(chunks, present, strict=True):
+            if problem:
+                _log.warning("%s; it is made again now", problem)
+            if summary is None:
+                missing.append(chunk)
+            else:
+                yield chunk, _Outcome(summary)
+    busy: list[Tile] = []
+    for chunk, outcome in _made(job, missing):
+        if outcome.is_busy:
+            busy.append(chunk)
+        else:
+            yield chunk, outcome
+    for chunk in busy:
+        yield chunk, _make(job, chunk, wait=True)
+
+
+def _reuse(job: _Job, chunk: Tile) -> tuple[ChunkSummary | None, str]:
+    """The summary of the chunk that is there, if it is whole and the wanted one; what is wrong if it is damaged."""
+    path = chunk_file(job.folder, chunk)
+    try:
+        is_wanted = chunk_metadata(path).get(RECIPE) == job.recipe
+        return (check_chunk(path, chunk) if is_wanted else None), ""
+    except TileCacheError as problem:
+        return None, str(problem) if path.exists() else ""
+
+
+def _made(job: _Job, chunks: list[Tile]) -> Iterator[tuple[Tile, _Outcome]]:
+    """Make chunks that no other process is making, here or in a pool, and yield each outcome as it comes."""
+    workers = min(n_processors(), len(chunks), job.source.max_processes or len(chunks))
+    if workers <= 1 or len(chunks) <= _FEW_CHUNKS:
+        for chunk in chunks:
+            yield chunk, _make(job, chunk, wait=False)
+        return
+    # Spawned, because a fork of a process that has threads (Dagster's, torch's) can hang.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    waiting = iter(chunks)
+    running: dict[Future[_Outcome], Tile] = {}
+    try:
+        while True:
+            # A few in flight per worker keep it busy, and few are lost when the build ends early.
+            while len(running) < 3 * workers and (ahead := next(waiting, None)) is not None:
+                running[pool.submit(_make_in_worker, job, ahead)] = ahead
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(future), future.result()
+    except BrokenProcessPool:
+        raise TileCacheError(
+            f"Tile cache {job.folder}: a rendering process died, perhaps for lack of memory. "
+            "Chunks that are done are kept; materialise tile_cache again."
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _make_in_worker(job: _Job, chunk: Tile) -> _Outcome:
+    with locks.taking_part(job.folder, job.recipe):
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
+            # A build by another recipe may be under way: what was asked for here is no longer wanted.
+            raise SystemExit
+        return _make(job, chunk, wait=False)
+
+
+def _make(job: _Job, chunk: Tile, wait: bool) -> _Outcome:
+    """Make a chunk, unless another process does or has done so. A failure is returned, for the other chunks go on."""
+    path = chunk_file(job.folder, chunk)
+    try:
+        with locks.making(job.folder, chunk, wait) as is_ours:
+            if not is_ours:
+                return _Outcome()
+            summary, _ = _reuse(job, chunk)
+            if summary is not None:
+                return _Outcome(summary)
+            return _Outcome(write_chunk(path, chunk, job.source.strips(chunk), job.metadata), was_made=True)
+    except (GeobacterError, OSError, RuntimeError) as problem:
+        return _Outcome(failure=problem)

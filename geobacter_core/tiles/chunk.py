@@ -1,0 +1,197 @@
+"""Chunk files: the 256 tiles under one zoom-12 tile as Parquet, checked when they are read.
+
+A row per tile (`z x y`, `pixels`, `digest`), a row group per tile row. The metadata says what it was made from.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from geobacter_core.errors import TileCacheError
+from geobacter_core.files import written_aside
+from geobacter_core.geo import CHUNK_TILES, CHUNK_ZOOM, TILE_PX, TILE_ZOOM, Tile
+from geobacter_core.tiles.source import Pixels
+
+REMEDY = "Materialise tile_cache for the region: it renders what is missing or damaged and keeps the rest."
+RECIPE = "geobacter:recipe"
+
+
+class ChunkSummary(BaseModel):
+    """What a manifest keeps of a chunk: its place, the digest over its tiles, and how many of them are one colour."""
+
+    model_config = ConfigDict(frozen=True)
+
+    x: int
+    y: int
+    digest: str
+    n_blank: int
+    size_bytes: int
+
+    @property
+    def tile(self) -> Tile:
+        """The chunk as a zoom-12 tile."""
+        return Tile(CHUNK_ZOOM, self.x, self.y)
+
+
+def chunk_file(folder: Path, chunk: Tile) -> Path:
+    """Where a chunk lies."""
+    return folder / f"{chunk.z}-{chunk.x}-{chunk.y}.parquet"
+
+
+def chunks_in(folder: Path) -> list[Path]:
+    """The chunk files that lie in a folder, wanted or not."""
+    return sorted(folder.glob(f"{CHUNK_ZOOM}-*-*.parquet"))
+
+
+def _digests(tiles: Pixels, n_channels: int) -> tuple[list[bytes], int]:
+    """SHA-256 of each tile `[256, bytes]`, and how many tiles are of one colour.
+
+    Most regions have many of those, of few colours, so their digests are remembered.
+    """
+    digests: list[bytes] = []
+    of_colour: dict[bytes, bytes] = {}
+    n_blank = 0
+    for tile in tiles:
+        # A tile is of one colour if every pixel is like the one before it; most are found out in the first row.
+        line = n_channels * TILE_PX
+        if not (
+            np.array_equal(tile[n_channels:line], tile[: line - n_channels])
+            and np.array_equal(tile[n_channels:], tile[:-n_channels])
+        ):
+            digests.append(hashlib.sha256(tile.data).digest())
+            continue
+        n_blank += 1
+        colour = tile[:n_channels].tobytes()
+        if colour not in of_colour:
+            of_colour[colour] = hashlib.sha256(tile.data).digest()
+        digests.append(of_colour[colour])
+    return digests, n_blank
+
+
+def write_chunk(path: Path, chunk: Tile, strips: Iterable[Pixels], metadata: Mapping[str, str]) -> ChunkSummary:
+    """Write 16 strips of tiles, uint8 `[16, 256, 256, C]` each, as a chunk file, a row group per strip."""
+    digests: list[bytes] = []
+    n_blank = 0
+    with written_aside(path) as temporary, ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+        for row, strip in enumerate(strips):
+            flat = strip.reshape(CHUNK_TILES, -1)
+            found, blank = _digests(flat, strip.shape[-1])
+            table = _strip_table(chunk, row, flat, found, metadata)
+            if writer is None:
+                writer = stack.enter_context(
+                    pq.ParquetWriter(
+                        temporary,
+                        table.schema,
+                        compression="zstd",
+                        compression_level=1,
+                        use_dictionary=False,
+                        write_statistics=["x", "y"],
+                    )
+                )
+            writer.write_table(table)
+            digests += found
+            n_blank += blank
+        if len(digests) != CHUNK_TILES**2:
+            raise TileCacheError(f"The source gave {len(digests)} of 256 tiles of chunk {chunk}. Render it again.")
+        stack.close()
+    return _summary(path, chunk, digests, n_blank)
+
+
+def _strip_table(chunk: Tile, row: int, flat: Pixels, digests: list[bytes], metadata: Mapping[str, str]) -> pa.Table:
+    first = chunk.x * CHUNK_TILES
+    pixels = [None, pa.py_buffer(np.ascontiguousarray(flat))]
+    return pa.table(
+        {
+            "z": pa.array([TILE_ZOOM] * CHUNK_TILES, pa.int32()),
+            "x": pa.array(range(first, first + CHUNK_TILES), pa.int32()),
+            "y": pa.array([chunk.y * CHUNK_TILES + row] * CHUNK_TILES, pa.int32()),
+            "pixels": pa.FixedSizeBinaryArray.from_buffers(pa.binary(flat.shape[1]), CHUNK_TILES, pixels),
+            "digest": pa.array(digests, pa.binary(32)),
+        },
+        metadata=dict(metadata),
+    )
+
+
+def chunk_metadata(path: Path) -> dict[str, str]:
+    """What a chunk file says of itself.
+
+    Raises:
+        TileCacheError: There is no such file, or its end is damaged.
+    """
+    try:
+        found = pq.read_schema(path).metadata or {}
+        return {key.decode(): value.decode() for key, value in found.items() if key.startswith(b"geobacter:")}
+    except FileNotFoundError:
+        raise TileCacheError(f"Chunk {path} is missing. {REMEDY}") from None
+    except (pa.ArrowException, OSError, ValueError) as problem:
+        raise TileCacheError(f"Chunk {path} is damaged: {problem}. {REMEDY}") from None
+
+
+def read_chunk(path: Path, chunk: Tile) -> Pixels:
+    """Pixels uint8 `[16, 16, 256, 256, C]` of a chunk file, checked against the tiles' digests.
+
+    Raises:
+        TileCacheError: The file is missing, cannot be decoded, or a tile does not have its digest.
+    """
+    pixels: Pixels | None = None
+    for row, (flat, _, _) in enumerate(_checked_strips(path, chunk)):
+        if pixels is None:
+            pixels = np.empty((CHUNK_TILES, *flat.shape), np.uint8)
+        pixels[row] = flat
+    assert pixels is not None, "a checked chunk has strips"
+    return pixels.reshape(CHUNK_TILES, CHUNK_TILES, TILE_PX, TILE_PX, -1)
+
+
+def check_chunk(path: Path, chunk: Tile) -> ChunkSummary:
+    """Read a chunk file through, strip by strip, and sum it up.
+
+    Raises:
+        TileCacheError: As `read_chunk`.
+    """
+    digests: list[bytes] = []
+    n_blank = 0
+    for _, found, blank in _checked_strips(path, chunk):
+        digests += found
+        n_blank += blank
+    return _summary(path, chunk, digests, n_blank)
+
+
+def _checked_strips(path: Path, chunk: Tile) -> Iterator[tuple[Pixels, list[bytes], int]]:
+    """Each row of tiles as uint8 `[16, bytes]`, with its digests, which are right, and how many are of one colour."""
+    not_its_tiles = f"Chunk {path} is damaged: it does not hold the 256 tiles of {chunk}. {REMEDY}"
+    try:
+        with pq.ParquetFile(path) as file:
+            if file.num_row_groups != CHUNK_TILES or file.metadata.num_rows != CHUNK_TILES**2:
+                raise TileCacheError(not_its_tiles)
+            for row in range(CHUNK_TILES):
+                table = file.read_row_group(row)
+                first = (table["x"][0].as_py(), table["y"][0].as_py())
+                pixels = table["pixels"].combine_chunks()
+                width = pixels.type.byte_width
+                flat: Pixels = np.frombuffer(pixels.buffers()[1], np.uint8).reshape(-1, width)
+                is_whole = width % (TILE_PX * TILE_PX) == 0 and len(flat) == CHUNK_TILES
+                if not is_whole or first != (chunk.x * CHUNK_TILES, chunk.y * CHUNK_TILES + row):
+                    raise TileCacheError(not_its_tiles)
+                digests: list[bytes] = table["digest"].to_pylist()
+                found, n_blank = _digests(flat, width // (TILE_PX * TILE_PX))
+                for column, (ours, theirs) in enumerate(zip(found, digests, strict=True)):
+                    if ours != theirs:
+                        tile = Tile(TILE_ZOOM, chunk.x * CHUNK_TILES + column, chunk.y * CHUNK_TILES + row)
+                        raise TileCacheError(f"Chunk {path} is damaged: tile {tile} does not have its digest. {REMEDY}")
+                yield flat, found, n_blank
+    except FileNotFoundError:
+        raise TileCacheError(f"Chunk {path} is missing. {REMEDY}") from None
+    except (pa.ArrowException, OSError, KeyError, ValueError, AttributeError, IndexError) as problem:
+        raise TileCacheError(f"Chunk {path} is damaged: {problem}. {REMEDY}") from None
+
+
+def _summary(path: Path, chunk: Tile, digests: list[bytes], n_blank: int) -> ChunkSummary:
+    digest = hashlib.sha256(b"".join(digests)).hexdigest()
+    return ChunkSummary(x=chunk.x, y=chunk.y, digest=digest, n_blank=n_blank, size_bytes=path.stat().st_size)

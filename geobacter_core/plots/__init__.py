@@ -1,0 +1,39 @@
+"""Pictures of tiles, triplets and embeddings, for people: reports, Dagster's and MLflow's pages, the README.
+
+Plain functions from data to a Pillow image; the same input gives the same pixels. Nothing here reads a whole tile cache
+at once: a map is put together chunk by chunk, each reduced as soon as it has been read.
+"""
+
+from geobacter_core.plots.arrange import (
+    Components,
+    component_colours,
+    distinct_rows,
+    principal_components,
+    snap_to_grid,
+    tsne_layout,
+)
+from geobacter_core.plots.cells import embedding_map
+from geobacter_core.plots.colours import to_rgb
+from geobacter_core.plots.page import ATTRIBUTION, png_bytes
+from geobacter_core.plots.samples import samples_map, triplet_picture
+from geobacter_core.plots.tiles import tile_contact_sheet
+from geobacter_core.plots.windows import interpolation_strips, neighbour_strips, window_mosaic
+
+__all__ = [
+    "ATTRIBUTION",
+    "Components",
+    "component_colours",
+    "distinct_rows",
+    "embedding_map",
+    "interpolation_strips",
+    "neighbour_strips",
+    "png_bytes",
+    "principal_components",
+    "samples_map",
+    "snap_to_grid",
+    "tile_contact_sheet",
+    "to_rgb",
+    "triplet_picture",
+    "tsne_layout",
+    "window_mosaic",
+]

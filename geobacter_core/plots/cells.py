@@ -1,0 +1,195 @@
+"""The map of a region's cells in the colours of their embeddings."""
+
+import math
+
+import h3
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+
+from geobacter_core.embeddings.table import EmbeddingTable
+from geobacter_core.geo import Floats, lonlat_to_pixel
+from geobacter_core.plots.arrange import component_colours, principal_components, sampled_rows, typical_rows
+from geobacter_core.plots.ground import Box, base_map, fitted_scale, scale_bar
+from geobacter_core.plots.page import (
+    ATTRIBUTION,
+    CAPTION_PX,
+    DOT,
+    MARGIN,
+    MUTED,
+    NOTE_PX,
+    PAPER,
+    SUBTITLE_PX,
+    TITLE_PX,
+    compose_page,
+    paragraph,
+    region_title,
+    table_subtitle,
+    with_frame,
+    write,
+)
+from geobacter_core.plots.windows import Windows
+from geobacter_core.tiles.cache import TileCache
+from geobacter_core.tiles.source import Pixels
+
+_PANEL_PX = 500
+_PIXEL_HEXAGON = 2.0
+"""Hexagons of a smaller radius, in pixels of the picture, are painted as points and smoothed."""
+
+
+def _cells_box(table: EmbeddingTable, margin: float) -> Box:
+    """The box of a table's cells, widened by a share of its longer side."""
+    boundaries = [h3.cell_to_boundary(str(table.cells[row])) for row in (0, -1)]
+    size = max(np.ptp(np.array(boundary)[:, 0]) for boundary in boundaries)
+    x, y = lonlat_to_pixel(table.lon, table.lat)
+    _, half = lonlat_to_pixel(np.zeros(2), np.array([table.lat[0], table.lat[0] + size]))
+    west, north, east, south = x.min(), y.min(), x.max(), y.max()
+    room = margin * max(east - west, south - north) + float(half[0] - half[1])
+    return float(west - room), float(north - room), float(east + room), float(south + room)
+
+
+def _hexagon_layer(
+    table: EmbeddingTable, colours: Pixels, box: Box, scale: float, size: tuple[int, int]
+) -> tuple[Image.Image, Image.Image]:
+    """The cells' colours (RGB) and where they are (L), of `size` pixels."""
+    outline = shapely.Polygon(h3.cell_to_boundary(str(table.cells[0])))
+    lat, lon = shapely.get_coordinates(outline).T
+    x, y = lonlat_to_pixel(lon, lat)
+    radius_px = float(np.hypot(x - x.mean(), y - y.mean()).mean()) * scale
+    if radius_px < _PIXEL_HEXAGON:
+        return _point_layer(table, colours, box, scale, size, radius_px)
+    fine = 2
+    big = (size[0] * fine, size[1] * fine)
+    layer, mask = Image.new("RGB", big, PAPER), Image.new("L", big, 0)
+    on_layer, on_mask = ImageDraw.Draw(layer), ImageDraw.Draw(mask)
+    boundaries = [h3.cell_to_boundary(str(cell)) for cell in table.cells]
+    counts = np.array([len(boundary) for boundary in boundaries])
+    corners = np.concatenate([np.array(boundary) for boundary in boundaries])
+    x, y = lonlat_to_pixel(corners[:, 1], corners[:, 0])
+    points = np.stack([(x - box[0]) * scale * fine, (y - box[1]) * scale * fine], axis=1)
+    for corner_xy, colour in zip(np.split(points, np.cumsum(counts)[:-1]), colours, strict=True):
+        polygon = [(float(px), float(py)) for px, py in corner_xy]
+        fill = (int(colour[0]), int(colour[1]), int(colour[2]))
+        on_layer.polygon(polygon, fill=fill, outline=fill)
+        on_mask.polygon(polygon, fill=255, outline=215 if radius_px > 6 else 255)
+    return layer.reduce(fine), mask.reduce(fine)
+
+
+def _point_layer(
+    table: EmbeddingTable, colours: Pixels, box: Box, scale: float, size: tuple[int, int], radius_px: float
+) -> tuple[Image.Image, Image.Image]:
+    """As `_hexagon_layer` for cells too small to draw: the mean colour around every pixel."""
+    from scipy.ndimage import uniform_filter
+
+    x, y = lonlat_to_pixel(table.lon, table.lat)
+    column = np.clip(((x - box[0]) * scale).astype(np.int64), 0, size[0] - 1)
+    row = np.clip(((y - box[1]) * scale).astype(np.int64), 0, size[1] - 1)
+    pixel = row * size[0] + column
+    around = 2 * math.ceil(radius_px) + 1
+
+    def summed(weights: Floats) -> Floats:
+        counts = np.bincount(pixel, weights, minlength=size[0] * size[1]).reshape(size[1], size[0])
+        return np.asarray(uniform_filter(counts, around, mode="constant"), dtype=np.float64)
+
+    total = summed(np.ones(len(table)))
+    mean = np.stack([summed(colours[:, band].astype(np.float64)) for band in range(3)], axis=-1)
+    mean /= np.maximum(total, 1e-9)[..., None]
+    is_covered = total > 0.5 / around**2
+    rgb = np.where(is_covered[..., None], np.clip(np.round(mean), 0, 255), np.array(PAPER)).astype(np.uint8)
+    return Image.fromarray(rgb), Image.fromarray((is_covered * 255).astype(np.uint8))
+
+
+def _coloured_map(table: EmbeddingTable, cache: TileCache, colours: Pixels, box: Box, scale: float) -> Image.Image:
+    """The cells' colours, through which the map shows as in a watercolour, over the faded map."""
+    base = base_map(cache, box, scale)
+    grey = base.convert("L")
+    # Only what differs from its surroundings shows: a colour in the middle of a forest is as light as its key's.
+    around = np.asarray(grey.filter(ImageFilter.GaussianBlur(24)), dtype=np.float32)
+    light = np.clip((np.asarray(grey, dtype=np.float32) - around) / 255, -0.5, 0.3)[..., None]
+    layer, mask = _hexagon_layer(table, colours, box, scale, base.size)
+    ink = np.asarray(layer, dtype=np.float32) * (1 + 0.75 * light)
+    faded = np.array(PAPER, np.float32) * (1 + 0.3 * np.minimum(light, 0))
+    share = np.asarray(mask, dtype=np.float32)[..., None] / 255
+    return Image.fromarray(np.clip(np.round(faded + (ink - faded) * share), 0, 255).astype(np.uint8))
+
+
+def embedding_map(table: EmbeddingTable, cache: TileCache) -> Image.Image:
+    """The region's cells in colours of their embeddings' first three principal components, over its own map.
+
+    The map is at most 1,600 px wide and 1,400 px high. Beside or below it are typical windows, each in a frame of its
+    cell's colour: the key to the colours.
+
+    Args:
+        table: The region's embeddings.
+        cache: The region's tiles, in the encoder's style.
+    """
+    components = principal_components(table.embeddings)
+    sample = sampled_rows(components.distinct, 600)
+    seen = Windows(table, cache, 16).rgb(sample).mean(axis=(1, 2))
+    colours = component_colours(components, sample, np.round(seen).astype(np.uint8))
+    box = _cells_box(table, 0.01)
+    is_tall = box[3] - box[1] > 0.9 * (box[2] - box[0])
+    scale = fitted_scale(box, 1100, 1400) if is_tall else fitted_scale(box, 1600, 1400)
+    picture = _coloured_map(table, cache, colours, box, scale)
+    key = typical_rows(table.embeddings, components.distinct, 8)
+    shares = ", ".join(f"{share:.0%}" for share in components.variance_shares)
+    note = (
+        "Like colours mean like embeddings. Colours are the first three principal components, which carry "
+        f"{shares} of the variance, turned towards the colours of the map."
+    )
+    compose = _map_beside_panel if is_tall else _map_above_key
+    return compose(picture, table, _key_windows(table, cache, key, colours), note, (box, scale))
+
+
+def _key_windows(
+    table: EmbeddingTable, cache: TileCache, rows: NDArray[np.int64], colours: Pixels
+) -> list[Image.Image]:
+    order = rows[
+        np.argsort([float(np.arctan2(*(colours[row, :2].astype(float) - 128))) for row in rows], kind="stable")
+    ]
+    windows = Windows(table, cache, 168).rgb(order)
+    return [
+        with_frame(Image.fromarray(window), (int(colours[row][0]), int(colours[row][1]), int(colours[row][2])), 14)
+        for window, row in zip(windows, order, strict=True)
+    ]
+
+
+def _map_beside_panel(
+    picture: Image.Image, table: EmbeddingTable, key: list[Image.Image], note: str, view: tuple[Box, float]
+) -> Image.Image:
+    gap = 48
+    n_key_rows = math.ceil(len(key) / 2)
+    text_height = 900 if n_key_rows > 2 else 700
+    height = max(picture.height, min(text_height + 212 * n_key_rows - 400, 1400)) + 2 * MARGIN
+    page = Image.new("RGB", (picture.width + _PANEL_PX + gap + 2 * MARGIN, height), PAPER)
+    page.paste(picture, (MARGIN, (height - picture.height) // 2))
+    x, y = MARGIN + picture.width + gap, MARGIN
+    write(page, (x, y), region_title(str(table.metadata["region"])), TITLE_PX)
+    y += TITLE_PX + 24
+    for line in table_subtitle(table).split(DOT):
+        write(page, (x, y), line, SUBTITLE_PX, MUTED)
+        y += round(SUBTITLE_PX * 1.4)
+    y = paragraph(page, x, y + 22, _PANEL_PX, note, NOTE_PX, MUTED) + 22
+    bottom = height - MARGIN - CAPTION_PX - 70
+    for index, window in enumerate(key):
+        left, top = x + (index % 2) * (window.width + 20), y + (index // 2) * (window.height + 20)
+        if top + window.height <= bottom:
+            page.paste(window, (left, top))
+    scale_bar(page, (x, height - MARGIN - CAPTION_PX - 22), *view, most_px=260)
+    write(page, (x, height - MARGIN), ATTRIBUTION, CAPTION_PX, MUTED, "ls")
+    return page
+
+
+def _map_above_key(
+    picture: Image.Image, table: EmbeddingTable, key: list[Image.Image], note: str, view: tuple[Box, float]
+) -> Image.Image:
+    key_height = key[0].height
+    content = Image.new("RGB", (max(picture.width, 860), picture.height + 30 + key_height + 54), PAPER)
+    content.paste(picture, ((content.width - picture.width) // 2, 0))
+    scale_bar(content, (0, picture.height + 40), *view, most_px=260)
+    n_fit = min(len(key), (content.width + 12) // (key_height + 12))
+    step = (content.width - key_height) / max(n_fit - 1, 1)
+    for index in range(n_fit):
+        content.paste(key[index], (round(index * min(step, key_height + 30)), picture.height + 30 + 54))
+    return compose_page(content, region_title(str(table.metadata["region"])), table_subtitle(table), note)

@@ -10,12 +10,13 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import shapely
 
-from geobacter_core.errors import GeobacterError, TileCacheError
+from geobacter_core.errors import GeobacterError, TileCacheError, TileServerDownError
 from geobacter_core.files import digest_of, n_processors, remove_temporaries, write_json
 from geobacter_core.geo import Tile
 from geobacter_core.osm.extract import load_extract
@@ -194,20 +195,24 @@ def _make_all(job: _Job, region: str, chunks: list[Tile], on_chunk: Callable[[in
     """
     outcomes: list[_Outcome] = []
     failures: dict[Tile, Exception] = {}
-    for chunk, outcome in _outcomes(job, chunks):
-        outcomes.append(outcome)
-        on_chunk(len(outcomes), len(chunks))
-        if outcome.failure is not None:
-            failures[chunk] = outcome.failure
-            _log.error("%s: chunk %s failed: %s", region, chunk, outcome.failure)
-            if isinstance(outcome.failure, OSError) and outcome.failure.errno in _DISK_IS_FULL:
-                n_done = sum(outcome.summary is not None for outcome in outcomes)
-                raise TileCacheError(
-                    f"Tile cache {job.folder}: the disk is full. {n_done} of {len(chunks)} chunks are done, whole and "
-                    "kept. Free some space and materialise tile_cache again: it goes on from there."
-                )
+    with closing(_outcomes(job, chunks)) as coming:
+        for chunk, outcome in coming:
+            outcomes.append(outcome)
+            on_chunk(len(outcomes), len(chunks))
+            if outcome.failure is not None:
+                failures[chunk] = outcome.failure
+                _log.error("%s: chunk %s failed: %s", region, chunk, outcome.failure)
+                if isinstance(outcome.failure, TileServerDownError):
+                    break
+                if isinstance(outcome.failure, OSError) and outcome.failure.errno in _DISK_IS_FULL:
+                    n_done = len(outcomes) - len(failures)
+                    raise TileCacheError(
+                        f"Tile cache {job.folder}: the disk is full. {n_done} of {len(chunks)} chunks are done, whole "
+                        "and kept. Free some space and materialise tile_cache again: it goes on from there."
+                    )
     if failures:
-        first, reason = next(iter(failures.items()))
+        # The last reason, because it may be that which ended the build.
+        first, reason = list(failures.items())[-1]
         names = ", ".join(map(str, list(failures)[:8])) + (", …" if len(failures) > 8 else "")
         raise TileCacheError(
             f"Tile cache {job.folder}: {len(failures)} of {len(chunks)} chunks failed ({names}), the others are kept. "

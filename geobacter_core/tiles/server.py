@@ -6,7 +6,7 @@ again, after a pause that grows, or the one that the server asks for; then the c
 
 import asyncio
 import io
-import warnings
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,6 +36,7 @@ _MAX_PAUSE_S = 10.0
 _METATILE = 8
 """mod_tile renders squares of so many tiles at once."""
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _NOT_YET = {202, 404, 429, 503}
 """What mod_tile, and proxies before it, answer while a tile is not rendered yet or the load is high."""
 _LOST_CHUNKS = 3
@@ -50,8 +51,7 @@ class Patience:
         connections: Requests under way at once.
         timeout_s: For one answer, from connecting to its last byte.
         tries: How often a tile is asked for when the answer is wrong or none.
-        wait_s: How long a tile is waited for, from its first request, while the server answers that it is not there
-            yet or that it is busy.
+        wait_s: How long a tile is waited for, while the server answers that it is not there yet or that it is busy.
         pause_s: Before the second try; it doubles from try to try, up to ten seconds, less a random part.
     """
 
@@ -183,6 +183,8 @@ class ServerSource:
             body = await self._body(session, url)
         except TimeoutError:
             raise _Fault(f"no whole answer within {self.patience.timeout_s:g} s") from None
+        except aiohttp.ClientConnectorError as problem:
+            raise _Fault(f"cannot connect: {problem.os_error}") from None
         except (aiohttp.ClientError, OSError, ValueError) as problem:
             raise _Fault(f"{problem or type(problem).__name__}") from None
         return await asyncio.to_thread(decode, body)
@@ -224,12 +226,14 @@ class _Course:
     is_trusted: Callable[[], bool]
     n_tries: int = 0
     n_faults: int = 0
+    waiting_since_s: float = 0.0
 
     def is_over(self, state: RetryCallState) -> bool:
         """Whether to give up after this try."""
         self.n_tries += 1
         if _fault_of(state).is_not_yet and self.is_trusted():
-            return (state.seconds_since_start or 0.0) > self.patience.wait_s
+            self.waiting_since_s = self.waiting_since_s or time.monotonic()
+            return time.monotonic() - self.waiting_since_s > self.patience.wait_s
         self.n_faults += 1
         return self.n_faults >= self.patience.tries
 
@@ -260,24 +264,24 @@ def decode(body: bytes) -> Pixels:
         _Fault: It is something else, is cut off, or has transparent pixels, through which there is no map.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            with PIL.Image.open(io.BytesIO(body), formats=("PNG",)) as image:
-                if image.size != (TILE_PX, TILE_PX):
-                    raise _Fault(f"a picture of {image.width} × {image.height} px, not {TILE_PX} × {TILE_PX}")
-                if image.mode not in _MODES:
-                    raise _Fault(f"a PNG with pixels of mode {image.mode}, not 8 bits a channel")
-                image.verify()  # checksums, to the end of the file; the picture must be opened again after that
-            with PIL.Image.open(io.BytesIO(body), formats=("PNG",)) as image:
-                if image.has_transparency_data:
-                    rgba = np.asarray(image.convert("RGBA"))
-                    if rgba[..., 3].min() < 255:
-                        raise _Fault("a picture with transparent pixels, an overlay and not a map")
-                    return np.ascontiguousarray(rgba[..., :3])
-                return np.array(image.convert("RGB"))
+        with PIL.Image.open(io.BytesIO(body), formats=("PNG",)) as image:
+            if image.size != (TILE_PX, TILE_PX):
+                raise _Fault(f"a picture of {image.width} × {image.height} px, not {TILE_PX} × {TILE_PX}")
+            if image.mode not in _MODES:
+                raise _Fault(f"a PNG with pixels of mode {image.mode}, not 8 bits a channel")
+            image.verify()  # checksums; the picture must be opened again after that
+        if _PNG_END not in body:  # which Pillow does not miss
+            raise _Fault(f"a PNG that is cut off after {len(body):,} bytes")
+        with PIL.Image.open(io.BytesIO(body), formats=("PNG",)) as image:
+            if image.has_transparency_data:
+                rgba = np.asarray(image.convert("RGBA"))
+                if rgba[..., 3].min() < 255:
+                    raise _Fault("a picture with transparent pixels, an overlay and not a map")
+                return np.ascontiguousarray(rgba[..., :3])
+            return np.array(image.convert("RGB"))
     except PIL.UnidentifiedImageError:
         raise _Fault(f"not a PNG but {_kind_of(body)}") from None
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombWarning) as problem:
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as problem:
         raise _Fault(f"a damaged PNG of {len(body):,} bytes: {problem}") from None
 
 

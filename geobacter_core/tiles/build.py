@@ -7,7 +7,7 @@ stopped, and several builds share the work (see `locks`).
 import errno
 import logging
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -19,10 +19,6 @@ import shapely
 from geobacter_core.errors import GeobacterError, TileCacheError, TileServerDownError
 from geobacter_core.files import digest_of, n_processors, remove_temporaries, write_json
 from geobacter_core.geo import Tile
-from geobacter_core.osm.extract import load_extract
-from geobacter_core.osm.features import load_features
-from geobacter_core.regions import Region
-from geobacter_core.settings import Settings
 from geobacter_core.tiles import locks
 from geobacter_core.tiles.cache import MANIFEST, TileManifest, chunks_of, load_manifest
 from geobacter_core.tiles.chunk import (
@@ -35,7 +31,7 @@ from geobacter_core.tiles.chunk import (
     write_chunk,
 )
 from geobacter_core.tiles.source import TileSource
-from geobacter_core.tiles.style import Style, load_style
+from geobacter_core.tiles.style import Style
 
 VERSION = "1"
 """Raise when the same source would give other chunk files."""
@@ -94,35 +90,6 @@ class _Outcome:
     @property
     def is_busy(self) -> bool:
         return self.summary is None and self.failure is None
-
-
-def build_region(
-    settings: Settings,
-    region: Region,
-    style_name: str,
-    on_chunk: Callable[[int, int], None] = lambda done, total: None,
-) -> BuildResult:
-    """Bring the tile cache of a region in a style up to date, from its map features or its tile server.
-
-    Raises:
-        GeobacterError: What it needs is missing, or some chunks could not be made; those that could are kept.
-    """
-    style = load_style(style_name)
-    extract, _ = load_extract(settings.extract_folder(region.name))
-    folder = settings.tiles_folder(region.name, style.name)
-    source: TileSource
-    if style.is_served:
-        from geobacter_core.tiles.server import source_of  # brings aiohttp along
-
-        source = source_of(region, style)
-        inputs = Inputs(extract.sha256, extract.sha256, extract.osm_timestamp)
-    else:
-        from geobacter_core.tiles.mapnik import MapnikSource
-
-        features, files = load_features(settings.features_folder(region.name))
-        source = MapnikSource(style, files)
-        inputs = Inputs(features.digest, features.extract_sha256, features.osm_timestamp)
-    return build_cache(folder, region.name, extract.ground, style, source, inputs, on_chunk)
 
 
 def build_cache(
@@ -236,7 +203,7 @@ def _remove_strangers(folder: Path, manifest: TileManifest) -> None:
             path.unlink(missing_ok=True)
 
 
-def _outcomes(job: _Job, chunks: list[Tile]) -> Iterator[tuple[Tile, _Outcome]]:
+def _outcomes(job: _Job, chunks: list[Tile]) -> Generator[tuple[Tile, _Outcome], None, None]:
     """Each chunk with its outcome: those that are there already, those made here, then those that others made."""
     missing: list[Tile] = []
     with ThreadPoolExecutor(n_processors()) as pool:

@@ -1,6 +1,7 @@
 """Mapnik in this process: the default tile source. One call renders three channels of a whole chunk."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,9 @@ from geobacter_core.errors import StyleError
 from geobacter_core.geo import CHUNK_PX, CHUNK_TILES, TILE_PX, Tile
 from geobacter_core.tiles.source import Pixels
 from geobacter_core.tiles.style import Style
+
+_spare: list[mapnik.Image] = []
+"""Images of a chunk's size that are not in use: to come by the 64 MiB of a new one takes longer than most renderings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +52,24 @@ class MapnikSource:
         Raises:
             StyleError: Mapnik cannot read the style or the features.
         """
-        images = [render(map_, chunk) for map_ in _open_maps(self.style, self.features)]
-        return cut_into_strips(images, self.n_channels)
+        with rendered(_open_maps(self.style, self.features), chunk) as images:
+            yield from cut_into_strips(images, self.n_channels)
 
 
-def render(map_: mapnik.Map, chunk: Tile) -> mapnik.Image:
-    """The bare Mapnik call: one chunk as one RGBA image."""
-    map_.zoom_to_box(mapnik.Box2d(*chunk.mercator_box))
-    image = mapnik.Image(CHUNK_PX, CHUNK_PX)
-    mapnik.render(map_, image)
-    return image
+@contextmanager
+def rendered(maps: Sequence[mapnik.Map], chunk: Tile) -> Iterator[list[mapnik.Image]]:
+    """The bare Mapnik calls: one chunk as one RGBA image per map, to be used within the `with` block only."""
+    images: list[mapnik.Image] = []
+    try:
+        for map_ in maps:
+            images.append(_spare.pop() if _spare else mapnik.Image(CHUNK_PX, CHUNK_PX))
+            if map_.background is None:
+                images[-1].fill(mapnik.Color("transparent"))
+            map_.zoom_to_box(mapnik.Box2d(*chunk.mercator_box))
+            mapnik.render(map_, images[-1])
+        yield images
+    finally:
+        _spare.extend(images)
 
 
 def cut_into_strips(images: Sequence[mapnik.Image], n_channels: int) -> Iterator[Pixels]:

@@ -133,10 +133,14 @@ def _document(channels: tuple[Channel, ...]) -> str:
             continue
         styles += [painter.style(geometry) for painter in drawn]
         names = "".join(f"<StyleName>{_style_name(painter.channel, geometry)}</StyleName>" for painter in drawn)
+        keys = {key for painter in drawn for shape in painter.channel.shapes(geometry) for key in shape.filter.keys}
+        columns = ", ".join(f'"{key}"' for key in sorted(keys))
+        # Mapnik converts every column of every feature, so it gets none but those that the filters read.
         layers.append(
             f'<Layer name="{geometry}" srs="epsg:3857" cache-features="{"true" if len(drawn) > 1 else "false"}">{names}'
             f'<Datasource><Parameter name="type">ogr</Parameter><Parameter name="file">${{features}}/{geometry}.fgb'
-            f'</Parameter><Parameter name="layer_by_index">0</Parameter></Datasource></Layer>\n'
+            f'</Parameter><Parameter name="layer_by_sql">SELECT {columns} FROM "{geometry}"</Parameter></Datasource>'
+            "</Layer>\n"
         )
     return (
         f'<?xml version="1.0" encoding="utf-8"?>\n<Map srs="epsg:3857" background-color="#000000" '

@@ -7,6 +7,7 @@ import dagster as dg
 from geobacter_core.geo import CHUNK_TILES
 from geobacter_core.settings import Settings
 from geobacter_core.tiles import build
+from geobacter_core.tiles.region import build_region
 from geobacter_core.tiles.style import load_style
 from geobacter_pipeline.assets.osm import OWNERS, map_features, osm_extract
 from geobacter_pipeline.partitions import region_partitions
@@ -31,7 +32,7 @@ def tile_cache(context: dg.AssetExecutionContext, geobacter: Geobacter) -> dg.Ma
     settings, region = geobacter.settings, geobacter.region(context.partition_key)
     begun = time.monotonic()
     with core_errors(), Progress(context, "chunks") as progress:
-        built = build.build_region(settings, region, settings.style, progress)
+        built = build_region(settings, region, settings.style, progress)
         took_s = time.monotonic() - begun
         cache = geobacter.tiles(region.name)
         sheet = tile_contact_sheet(cache)

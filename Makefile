@@ -1,4 +1,4 @@
-# make demo · make test · make check · make dev · make region REGION=name
+# make demo · make test · make test-tileserver · make check · make dev · make region REGION=name
 # Set GEOBACTER_REGIONS and GEOBACTER_DATA to work on other regions, in another folder.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ export PYTHONUNBUFFERED ?= 1
 BIN := .venv/bin
 LAUNCH := $(BIN)/python -m geobacter_pipeline
 
-.PHONY: demo region build train embed dev test check format bench clean
+.PHONY: demo region build train embed dev test test-tileserver check format clean
 
 demo: .venv/installed $(DAGSTER_HOME)/dagster.yaml
 	@$(LAUNCH) demo
@@ -25,7 +25,11 @@ dev: .venv/installed $(DAGSTER_HOME)/dagster.yaml
 	@$(BIN)/python -m geobacter_pipeline.dev
 
 test: .venv/installed
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not tileserver"
+
+# PostgreSQL, osm2pgsql, renderd and mod_tile from Debian's packages, started by the tests; skipped where they cannot be had.
+test-tileserver: .venv/installed
+	$(BIN)/pytest -m tileserver -rs
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

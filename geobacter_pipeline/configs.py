@@ -5,15 +5,24 @@ from pydantic import BaseModel
 
 from geobacter_core.encoder.settings import TrainSettings
 from geobacter_core.samples.settings import SampleSettings
+from geobacter_core.tiles.settings import ServerSettings
 
 
 class SampleConfig(SampleSettings, dg.Config):
     """How triplets are drawn: the original Geobacter's values, scaled down where the region is small."""
 
 
+class TileConfig(ServerSettings, dg.Config):
+    """How a tile server is asked, where one draws the region."""
+
+
 class TrainConfig(TrainSettings, dg.Config):
     """How an encoder is trained."""
 
 
-CONFIGS: dict[str, type[BaseModel]] = {"triplet_samples": SampleSettings, "location_encoder": TrainSettings}
+CONFIGS: dict[str, type[BaseModel]] = {
+    "tile_cache": ServerSettings,
+    "triplet_samples": SampleSettings,
+    "location_encoder": TrainSettings,
+}
 """Asset to the model that knows the limits of its config."""

@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 
 FAULTS = ("500", "503", "reset", "stall", "html", "truncated", "flipped", "wrong size", "empty", "json")
-STALL_S = 1.5
+STALL_S = 6.0
 
 
 def tile_pixels(x: int, y: int) -> np.ndarray:

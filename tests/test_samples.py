@@ -229,9 +229,9 @@ def test_entropy_in_bits():
     halves[:5] = 100
     assert _entropy(constant) == 0.0
     assert _entropy(halves) == pytest.approx(1.0)
-    one_channel = constant.copy()
-    one_channel[:5, :, 0] = 100
-    assert _entropy(one_channel) == pytest.approx(1 / 3)
+    one_of_twelve = np.zeros((10, 10, 12), np.uint8)
+    one_of_twelve[:5, :, 7] = 255
+    assert _entropy(one_of_twelve) == pytest.approx(1.0)
     assert _entropy(np.arange(256, dtype=np.uint8).reshape(16, 16, 1)) == pytest.approx(8.0)
 
 

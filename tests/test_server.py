@@ -17,11 +17,12 @@ from geobacter_core.regions import Region, check_tile_server
 from geobacter_core.tiles import server as module
 from geobacter_core.tiles.build import Inputs, build_cache
 from geobacter_core.tiles.cache import TileCache, chunks_of, open_cache, verify_cache
-from geobacter_core.tiles.server import Patience, ServerSource, source_of
+from geobacter_core.tiles.server import ServerSource, source_of
+from geobacter_core.tiles.settings import ServerSettings
 from geobacter_core.tiles.style import load_style
 
-HASTY = Patience(connections=16, timeout_s=1.0, tries=10, wait_s=20.0, pause_s=0.01)
-BRIEF = Patience(connections=8, timeout_s=0.5, tries=3, wait_s=0.5, pause_s=0.01)
+HASTY = ServerSettings(connections=16, timeout_s=1.0, tries=10, wait_s=20.0, pause_s=0.01)
+BRIEF = ServerSettings(connections=8, timeout_s=4.0, tries=3, wait_s=0.5, pause_s=0.01)
 CHUNK = Tile(12, 2331, 1185)
 INPUTS = Inputs("a" * 64, "b" * 64, "2024-05-06T07:08:09Z")
 OSM_CARTO = load_style("osm-carto")
@@ -39,8 +40,8 @@ def ground_of(columns, rows):
     return shapely.union_all(boxes)
 
 
-def build(folder, server, ground, patience=HASTY, **options):
-    source = ServerSource(server.url, patience)
+def build(folder, server, ground, settings=HASTY, **options):
+    source = ServerSource(server.url, settings)
     return build_cache(folder, "north", ground, OSM_CARTO, source, INPUTS, **options)
 
 
@@ -53,8 +54,8 @@ def expected(chunk):
     )
 
 
-def fetch(server, patience=BRIEF):
-    return np.stack(list(ServerSource(server.url, patience).strips(CHUNK)))
+def fetch(server, settings=BRIEF):
+    return np.stack(list(ServerSource(server.url, settings).strips(CHUNK)))
 
 
 def test_a_chunk_is_the_servers_tiles_in_their_places(server):
@@ -64,7 +65,7 @@ def test_a_chunk_is_the_servers_tiles_in_their_places(server):
 
 
 def test_connections_are_few_and_used_again(server):
-    fetch(server, Patience(connections=5))
+    fetch(server, ServerSettings(connections=5))
     assert server.most_open <= 5
     assert server.connections <= 5
 
@@ -115,7 +116,7 @@ def test_what_is_no_tile_is_asked_for_again_and_then_fails_by_name(kind, server)
     bad = (CHUNK.x * 16 + 3, CHUNK.y * 16 + 5)
     server.fault = lambda x, y, n: kind if (x, y) == bad else None
     with pytest.raises(TileServerError) as caught:
-        fetch(server)
+        fetch(server, BRIEF.model_copy(update={"timeout_s": 0.5}) if kind == "stall" else BRIEF)
     message = str(caught.value)
     assert f"Tile 16/{bad[0]}/{bad[1]} from http://127.0.0.1" in message
     assert BAD[kind] in message
@@ -157,7 +158,7 @@ def test_a_server_that_renders_still_is_waited_for(answer, server):
     n_late = 2 if "after 1" in answer else 6
     server.fault = lambda x, y, n: answer if (x, y) == late and n <= n_late else None
     begun = time.monotonic()
-    np.testing.assert_array_equal(fetch(server, Patience(tries=3, pause_s=0.01)), expected(CHUNK))
+    np.testing.assert_array_equal(fetch(server, ServerSettings(tries=3, pause_s=0.01)), expected(CHUNK))
     assert server.asked[late] == n_late + 1
     if "after 1" in answer:
         assert time.monotonic() - begun >= 2.0
@@ -167,7 +168,7 @@ def test_a_wait_that_the_server_asks_for_is_bounded(server):
     server.fault = lambda x, y, n: "429 after 86400" if n < 99 else None
     begun = time.monotonic()
     with pytest.raises(TileServerError, match="HTTP 429"):
-        fetch(server, Patience(tries=2, wait_s=0.3, pause_s=0.01))
+        fetch(server, ServerSettings(tries=2, wait_s=0.3, pause_s=0.01))
     assert time.monotonic() - begun < 10
 
 

@@ -24,7 +24,7 @@ class SampleSettings(BaseModel):
     """Side of the blocks of the spatial split; by default a sixth of the region's side, up to 4 km."""
 
     min_entropy: float = Field(default=0.5, ge=0, le=8)
-    """A window below this is empty; bits (Shannon, mean over channels, 0 to 8)."""
+    """A window below this is empty; bits (Shannon, of the channel with most of it, 0 to 8)."""
 
     empty_share: float = Field(default=0.05, ge=0, le=0.5)
     """Share of triplets whose anchor may be empty."""

@@ -35,7 +35,7 @@ from geobacter_core.samples.split import BlockSplit, block_split
 from geobacter_core.tiles.cache import TileCache
 from geobacter_core.tiles.window import WindowReader, reach
 
-VERSION = "1"
+VERSION = "2"
 """Raise when the same tiles and settings would give other triplets."""
 
 MAX_SHIFT = 0.1
@@ -366,7 +366,10 @@ def _near(
 
 
 def entropies(reader: WindowReader, lonlat: Floats) -> Floats:
-    """Shannon entropy of windows in bits, the mean over channels, 0 (one colour) to 8: float64 `[N]`."""
+    """Shannon entropy of windows in bits, that of the channel with most of it, 0 (one colour) to 8: float64 `[N]`.
+
+    Not the mean over channels: where each channel shows one thing, most are empty in most places.
+    """
     found: list[float] = []
     for begin in range(0, len(lonlat), _BATCH):
         batch = lonlat[begin : begin + _BATCH]
@@ -378,8 +381,9 @@ def _entropy(pixels: NDArray[np.uint8]) -> float:
     n_channels = pixels.shape[-1]
     values = pixels.reshape(-1, n_channels) + np.arange(n_channels, dtype=np.int64) * 256
     counts = np.bincount(values.ravel(), minlength=256 * n_channels)
-    share = counts[counts > 0] / (pixels.size // n_channels)
-    return float(-np.sum(share * np.log2(share)) / n_channels)
+    share = counts.reshape(n_channels, 256) / (pixels.size // n_channels)
+    bits = -np.sum(share * np.log2(share, out=np.zeros_like(share), where=share > 0), axis=1)
+    return float(bits.max()) + 0.0  # no minus zero
 
 
 def _with_negatives(pool: _Pool, split: BlockSplit, settings: SampleSettings) -> tuple[pa.Table, int]:

@@ -7,6 +7,7 @@ from geobacter_core.osm.features import load_features
 from geobacter_core.regions import Region
 from geobacter_core.settings import Settings
 from geobacter_core.tiles.build import BuildResult, Inputs, build_cache
+from geobacter_core.tiles.settings import ServerSettings
 from geobacter_core.tiles.source import TileSource
 from geobacter_core.tiles.style import load_style
 
@@ -16,8 +17,16 @@ def build_region(
     region: Region,
     style_name: str,
     on_chunk: Callable[[int, int], None] = lambda done, total: None,
+    server: ServerSettings | None = None,
 ) -> BuildResult:
     """Bring the tile cache of a region in a style up to date, from its map features or its tile server.
+
+    Args:
+        settings: Where everything is.
+        region: The region.
+        style_name: The style.
+        on_chunk: Called with the number of chunks done and in all, after each.
+        server: How patiently a tile server is asked.
 
     Raises:
         GeobacterError: What it needs is missing, or some chunks could not be made; those that could are kept.
@@ -29,7 +38,7 @@ def build_region(
     if style.is_served:
         from geobacter_core.tiles.server import source_of  # brings aiohttp along
 
-        source = source_of(region, style)
+        source = source_of(region, style, server)
         inputs = Inputs(extract.sha256, extract.sha256, extract.osm_timestamp)
     else:
         from geobacter_core.tiles.mapnik import MapnikSource

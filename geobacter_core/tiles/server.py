@@ -24,6 +24,7 @@ from geobacter_core.errors import RegionsFileError, TileServerDownError, TileSer
 from geobacter_core.geo import CHUNK_TILES, TILE_PX, TILE_ZOOM, Tile
 from geobacter_core.regions import TILE_POLICY, Region, check_tile_server, is_public_tile_server, tile_server_name
 from geobacter_core.settings import redacted, without_secrets
+from geobacter_core.tiles.settings import ServerSettings
 from geobacter_core.tiles.source import Pixels
 from geobacter_core.tiles.style import Style
 
@@ -43,25 +44,6 @@ _LOST_CHUNKS = 3
 """When so many chunks in a row fail without a single tile, the others would too."""
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long to go on asking.
-
-    Attributes:
-        connections: Requests under way at once.
-        timeout_s: For one answer, from connecting to its last byte.
-        tries: How often a tile is asked for when the answer is wrong or none.
-        wait_s: How long a tile is waited for, while the server answers that it is not there yet or that it is busy.
-        pause_s: Before the second try; it doubles from try to try, up to ten seconds, less a random part.
-    """
-
-    connections: int = 8
-    timeout_s: float = 30.0
-    tries: int = 8
-    wait_s: float = 300.0
-    pause_s: float = 0.5
-
-
 class _Fault(Exception):  # noqa: N818 - not an error yet
     """An answer that is no tile: why, whether it means "not yet", and the pause that the server asks for."""
 
@@ -74,12 +56,12 @@ class _Fault(Exception):  # noqa: N818 - not an error yet
 class ServerSource:
     """Fetches tiles from a server. It lives as long as a build, and remembers how the server does."""
 
-    def __init__(self, url: str, patience: Patience | None = None) -> None:
+    def __init__(self, url: str, settings: ServerSettings | None = None) -> None:
         """Make the source; it connects when tiles are asked for.
 
         Args:
             url: With `{z}`, `{x}` and `{y}`; user, password and query are sent, and shown nowhere.
-            patience: How long to go on asking.
+            settings: How patiently to ask.
 
         Raises:
             TileServerError: The address is none that may be used.
@@ -88,7 +70,7 @@ class ServerSource:
             self.url = check_tile_server(url)
         except ValueError as problem:
             raise TileServerError(f"Tile server {problem}.") from None
-        self.patience = patience or Patience()
+        self.settings = settings or ServerSettings()
         self._n_tiles = 0
         self._n_lost_chunks = 0
 
@@ -134,11 +116,11 @@ class ServerSource:
 
     async def _fetch(self, chunk: Tile) -> Pixels:
         tiles = np.empty((CHUNK_TILES, CHUNK_TILES, TILE_PX, TILE_PX, 3), np.uint8)
-        n_connections = self.patience.connections
+        n_connections = self.settings.connections
         turns = asyncio.Semaphore(n_connections)
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=n_connections),
-            timeout=aiohttp.ClientTimeout(total=self.patience.timeout_s),
+            timeout=aiohttp.ClientTimeout(total=self.settings.timeout_s),
             headers={"User-Agent": USER_AGENT, "Accept": "image/png"},
             trust_env=True,
         ) as session:
@@ -159,7 +141,7 @@ class ServerSource:
         Raises:
             TileServerError: It does not come.
         """
-        course = _Course(self.patience, is_trusted=lambda: self._n_tiles > 0)
+        course = _Course(self.settings, is_trusted=lambda: self._n_tiles > 0)
         url = self.url.replace("{z}", str(tile.z)).replace("{x}", str(tile.x)).replace("{y}", str(tile.y))
         try:
             async for attempt in AsyncRetrying(
@@ -182,7 +164,7 @@ class ServerSource:
         try:
             body = await self._body(session, url)
         except TimeoutError:
-            raise _Fault(f"no whole answer within {self.patience.timeout_s:g} s") from None
+            raise _Fault(f"no whole answer within {self.settings.timeout_s:g} s") from None
         except aiohttp.ClientConnectorError as problem:
             raise _Fault(f"cannot connect: {problem.os_error}") from None
         except (aiohttp.ClientError, OSError, ValueError) as problem:
@@ -222,7 +204,7 @@ class _Course:
     counted like any fault.
     """
 
-    patience: Patience
+    settings: ServerSettings
     is_trusted: Callable[[], bool]
     n_tries: int = 0
     n_faults: int = 0
@@ -233,17 +215,17 @@ class _Course:
         self.n_tries += 1
         if _fault_of(state).is_not_yet and self.is_trusted():
             self.waiting_since_s = self.waiting_since_s or time.monotonic()
-            return time.monotonic() - self.waiting_since_s > self.patience.wait_s
+            return time.monotonic() - self.waiting_since_s > self.settings.wait_s
         self.n_faults += 1
-        return self.n_faults >= self.patience.tries
+        return self.n_faults >= self.settings.tries
 
     def pause(self, state: RetryCallState) -> float:
         """Seconds until the next try."""
-        drawn = wait_random_exponential(multiplier=self.patience.pause_s, max=_MAX_PAUSE_S)(state)
-        return max(drawn, min(_fault_of(state).retry_after_s, self.patience.wait_s))
+        drawn = wait_random_exponential(multiplier=self.settings.pause_s, max=_MAX_PAUSE_S)(state)
+        return max(drawn, min(_fault_of(state).retry_after_s, self.settings.wait_s))
 
 
-def source_of(region: Region, style: Style) -> ServerSource:
+def source_of(region: Region, style: Style, settings: ServerSettings | None = None) -> ServerSource:
     """The tile server of a region, for a style that one draws.
 
     Raises:
@@ -254,7 +236,7 @@ def source_of(region: Region, style: Style) -> ServerSource:
             f"Region '{region.name}' has no `tile_server`, and style '{style.name}' is drawn by one. Add "
             'tile_server = "http://HOST/…/{z}/{x}/{y}.png" to it in regions.toml, or choose another GEOBACTER_STYLE.'
         )
-    return ServerSource(region.tile_server)
+    return ServerSource(region.tile_server, settings)
 
 
 def decode(body: bytes) -> Pixels:

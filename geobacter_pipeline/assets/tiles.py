@@ -10,6 +10,7 @@ from geobacter_core.tiles import build
 from geobacter_core.tiles.region import build_region
 from geobacter_core.tiles.style import load_style
 from geobacter_pipeline.assets.osm import OWNERS, map_features, osm_extract
+from geobacter_pipeline.configs import TileConfig
 from geobacter_pipeline.partitions import region_partitions
 from geobacter_pipeline.report_back import Progress, columns, core_errors, picture
 from geobacter_pipeline.resources import Geobacter
@@ -25,14 +26,16 @@ _STYLE = load_style(Settings.from_environment().style)
     owners=OWNERS,
     code_version=f"{build.VERSION}-{_STYLE.name}-{_STYLE.digest[:12]}",
 )
-def tile_cache(context: dg.AssetExecutionContext, geobacter: Geobacter) -> dg.MaterializeResult[None]:
+def tile_cache(
+    context: dg.AssetExecutionContext, config: TileConfig, geobacter: Geobacter
+) -> dg.MaterializeResult[None]:
     """Zoom-16 tiles of the region, one Parquet file per zoom-12 chunk. Chunks that are up to date are kept."""
     from geobacter_core.plots import tile_contact_sheet
 
     settings, region = geobacter.settings, geobacter.region(context.partition_key)
     begun = time.monotonic()
     with core_errors(), Progress(context, "chunks") as progress:
-        built = build_region(settings, region, settings.style, progress)
+        built = build_region(settings, region, settings.style, progress, config)
         took_s = time.monotonic() - begun
         cache = geobacter.tiles(region.name)
         sheet = tile_contact_sheet(cache)

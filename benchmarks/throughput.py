@@ -25,7 +25,7 @@ from geobacter_core.regions import Region
 from geobacter_core.tiles.build import Inputs, build_cache
 from geobacter_core.tiles.cache import TileCache, chunks_of
 from geobacter_core.tiles.chunk import chunk_file, write_chunk
-from geobacter_core.tiles.mapnik import MapnikSource, open_maps, render
+from geobacter_core.tiles.mapnik import MapnikSource, open_maps, rendered
 from geobacter_core.tiles.style import all_keys, load_style
 
 STYLES = ("carto", "thematic")
@@ -40,8 +40,8 @@ def _open(style_name: str, files: Path) -> None:
 
 
 def _bare(chunk: Tile) -> None:
-    for map_ in _maps:
-        render(map_, chunk)
+    with rendered(_maps, chunk):
+        pass
 
 
 def _cached(folder: Path, source: MapnikSource, chunk: Tile) -> None:

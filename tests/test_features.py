@@ -1,13 +1,14 @@
 """Map features: what the FlatGeobuf files hold, geometries that are broken, and the sea, which OSM does not map."""
 
 import math
+import shutil
 
 import numpy as np
 import pyogrio
 import pytest
 import shapely
 
-from geobacter_core.errors import FeaturesError
+from geobacter_core.errors import FeaturesError, GeobacterError
 from geobacter_core.osm.coastline import sea_polygons
 from geobacter_core.osm.extract import fetch_extract, load_extract
 from geobacter_core.osm.features import LAYERS, build_features, load_features
@@ -161,6 +162,13 @@ def test_nothing_to_draw_is_refused_and_the_earlier_features_stay(ways, write_pb
     assert snapshot(folder) == before
 
 
+def test_a_disk_without_room_for_the_nodes_is_named(own_helsinki, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(1, 1, 0))
+    with pytest.raises(GeobacterError, match=r"24,260 nodes need 0.0 GB of disk .* Make room"):
+        build_features(own_helsinki.extract, own_helsinki.pbf, all_keys(), tmp_path / "full")
+    assert list((tmp_path / "full").iterdir()) == []
+
+
 def test_missing_features_are_named(own_helsinki, tmp_path):
     with pytest.raises(FeaturesError, match=r"features.json does not exist. Materialise map_features"):
         load_features(tmp_path)
@@ -243,6 +251,13 @@ def test_a_coast_with_open_ends_separates_nothing_and_is_counted():
     assert sea.is_empty
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_winding_coast_with_open_ends_separates_nothing(seed):
+    north = 5000 + np.cumsum(np.random.default_rng(seed).normal(0, 30, 50))
+    _, n_open, pieces = sea_of(np.stack([np.linspace(3000, 7000, 50), north], axis=1))
+    assert (pieces, n_open) == ([], 2)
+
+
 def test_coast_and_island_together():
     sea, _, _ = sea_of([(-1, 8000), (10_001, 8000)], ISLAND)
     assert sea.area == pytest.approx(80e6 - 4e6)
@@ -259,6 +274,18 @@ def test_sea_is_cut_at_chunk_borders():
     # The box reaches 216 m into the next chunks: four pieces.
     assert len(pieces) == 4
     assert max(piece.bounds[2] - piece.bounds[0] for piece in pieces) <= side_m + 1e-6
+
+
+def test_a_large_sea_is_cut_into_chunks_without_loss():
+    box = (-3e5, -2e5, 3e5, 2e5)
+    north = 1e4 * np.sin(np.linspace(0, 40, 3000))
+    coast = shapely.LineString(np.stack([np.linspace(-3.1e5, 3.1e5, 3000), north], axis=1))
+    pieces, _ = sea_polygons(np.array([coast], dtype=object), box)
+    sides = np.array([piece.bounds for piece in pieces])
+    assert (sides[:, 2:] - sides[:, :2]).max() <= 2 * math.pi * 6378137 / 4096 + 1e-6
+    south = shapely.Polygon([*coast.coords, (4e5, -4e5), (-4e5, -4e5)]).intersection(shapely.box(*box))
+    assert sum(piece.area for piece in pieces) == pytest.approx(south.area)
+    assert shapely.union_all(pieces).symmetric_difference(south).area < 1
 
 
 def test_helsinki_has_its_bay(helsinki):

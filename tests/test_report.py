@@ -16,6 +16,7 @@ from geobacter_core import plots
 from geobacter_core.embeddings.table import EmbeddingTable
 from geobacter_core.errors import TileCacheError
 from geobacter_core.geo import CHUNK_PX, CHUNK_TILES, CHUNK_ZOOM, TILE_PX, Bounds, Place, Tile
+from geobacter_core.plots import cells, page, tiles
 from geobacter_core.report import build_report
 from geobacter_core.samples.split import block_split
 from geobacter_core.samples.triplets import SCHEMA, Triplets
@@ -208,8 +209,8 @@ def test_the_map_reads_each_chunk_a_bounded_number_of_times(cache):
 def test_cells_too_small_to_draw_are_painted_as_points(cache):
     table = table_of(200)
     colours = np.full((200, 3), (200, 30, 40), np.uint8)
-    box = plots._cells_box(table, 0.01)
-    layer, mask = plots._hexagon_layer(table, colours, box, 0.02, (60, 60))
+    box = cells._cells_box(table, 0.01)
+    layer, mask = cells._hexagon_layer(table, colours, box, 0.02, (60, 60))
     covered = np.asarray(mask) > 0
     assert covered.any()
     assert (np.asarray(layer)[covered] == (200, 30, 40)).all()
@@ -220,7 +221,7 @@ def test_the_busiest_place_of_a_tile_cache_is_shown(cache):
     assert 1700 < sheet.width < 2000
     picture = Image.new("RGB", (100, 80), "white")
     picture.paste(Image.effect_noise((20, 20), 200).convert("RGB"), (70, 50))
-    left, top = plots._busiest(picture, 20)
+    left, top = tiles._busiest(picture, 20)
     assert abs(left - 70) <= 2
     assert abs(top - 50) <= 2
 
@@ -231,9 +232,9 @@ def test_a_picture_of_triplets_counts_those_that_are_right():
     right = plots.triplet_picture(windows, windows, windows, near, far)
     assert right.tobytes() == plots.triplet_picture(windows, windows, windows, near, far).tobytes()
     colours = {colour for _, colour in right.getcolors(1 << 24) or []}
-    assert {plots._RIGHT, plots._WRONG} <= colours
+    assert {page.RIGHT, page.WRONG} <= colours
     all_right = plots.triplet_picture(windows, windows, windows, near - 1, far)
-    assert plots._WRONG not in {colour for _, colour in all_right.getcolors(1 << 24) or []}
+    assert page.WRONG not in {colour for _, colour in all_right.getcolors(1 << 24) or []}
 
 
 def test_a_map_of_samples_shows_both_splits():
@@ -261,7 +262,7 @@ def test_a_map_of_samples_shows_both_splits():
     }
     picture = plots.samples_map(Triplets(pa.table(columns, schema=SCHEMA), document, "0"), bounds, bounds.polygon)
     colours = {colour for _, colour in picture.getcolors(1 << 24) or []}
-    assert {plots._TRAIN, plots._TEST} <= colours
+    assert {page.TRAIN, page.TEST} <= colours
 
 
 def test_pngs_carry_no_metadata():

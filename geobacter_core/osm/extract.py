@@ -7,7 +7,7 @@ one extract, whole, also while another one is taking its place.
 import base64
 import logging
 import shutil
-from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import numpy as np
 import osmium
 import shapely
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from scipy import ndimage
 
@@ -29,21 +30,26 @@ from geobacter_core.files import (
     write_json,
     written_aside,
 )
-from geobacter_core.geo import REGION_MAX_LAT, TILE_PX, TILE_ZOOM, Bounds, lonlat_to_pixel, pixel_to_lonlat
+from geobacter_core.geo import REGION_MAX_LAT, TILE_PX, TILE_ZOOM, Bounds, Floats, lonlat_to_pixel, pixel_to_lonlat
+from geobacter_core.osm.nodes import NodeTable, node_table
 from geobacter_core.regions import CATALOGUES, Region, parse_source
 from geobacter_core.settings import redacted, without_secrets
 
-VERSION = "1"
+VERSION = "2"
 """Raise when the same file would give another provenance."""
 
 _log = logging.getLogger(__name__)
 _PROVENANCE = "provenance.json"
-_BATCH = 1 << 20
 _CLOSED_TILES = 3
+_UNITS = 10_000_000
+"""OSM counts a degree in so many steps."""
+_HALF_WORLD = (180 * _UNITS, 90 * _UNITS)
+_BYTES_PER_NODE = 8
+"""Of a PBF file, ways and relations included: between 8 and 10."""
 
 
 class Counts(BaseModel):
-    """How many objects of each kind the extract holds."""
+    """How many objects of each kind the extract holds; of nodes, those with ids from 0 up, as all that OSM has."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -140,6 +146,7 @@ def fetch_extract(region: Region, folder: Path) -> Extract:
         DownloadError: The download failed; another try may succeed.
         ExtractError: The source cannot be resolved, or what came is not readable OSM data.
         RegionGeometryError: The region lies where tiles cannot be.
+        GeobacterError: The disk has no room.
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporaries(folder)
@@ -152,7 +159,7 @@ def fetch_extract(region: Region, folder: Path) -> Extract:
         if present is not None and _is_same(present, folder, sha256, region):
             _log.info("%s: the extract is unchanged (sha256 %s…)", region.name, sha256[:12])
             return present
-        extract = _inspect(candidate, region, sha256)
+        extract = _inspect(candidate, region, sha256, scratch)
         with written_aside(folder / extract.file) as temporary:
             shutil.copyfile(candidate, temporary)
             if sha256_of_file(temporary) != sha256:
@@ -237,13 +244,12 @@ def _credentials_as_header(url: str) -> tuple[str, dict[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class _Contents:
-    """What one pass over a file finds: header, counts, the nodes' box, and the zoom-16 tiles that hold nodes."""
+    """What one pass over a file finds: header, counts, the nodes' box, and when the newest object was made."""
 
     header: osmium.io.Header
     counts: Counts
     n_invalid: int
     box: tuple[float, float, float, float]
-    tiles: set[tuple[int, int]]
     newest: str
 
 
@@ -251,23 +257,28 @@ def _header_timestamp(header: osmium.io.Header) -> str:
     return header.get("osmosis_replication_timestamp") or header.get("timestamp")
 
 
-def _inspect(path: Path, region: Region, sha256: str) -> Extract:
+def _inspect(path: Path, region: Region, sha256: str, scratch: Path) -> Extract:
     """Read the whole file once: that proves it readable, counts it, and finds the ground it covers."""
-    try:
-        contents = _read_through(path)
-    except RuntimeError as problem:
-        raise ExtractError(
-            f"{_where(region)}: not readable as OSM data: {problem}{_hint(path)} "
-            "Get the file again; the earlier extract, if any, stays as it was."
-        ) from None
-    if contents.n_invalid:
-        raise ExtractError(
-            f"{_where(region)}: {contents.n_invalid} nodes have coordinates outside ±180° longitude or ±90° latitude. "
-            "The file is damaged; get it again."
-        )
-    if not contents.counts.nodes:
-        raise ExtractError(f"{_where(region)}: the file holds no nodes, so there is nothing to map. Get another one.")
-    bounds, bounds_from = _bounds(contents, region)
+    size_bytes = path.stat().st_size
+    with node_table(scratch, size_bytes // _BYTES_PER_NODE) as nodes:
+        try:
+            contents = _read_through(path, nodes)
+        except RuntimeError as problem:
+            raise ExtractError(
+                f"{_where(region)}: not readable as OSM data: {problem}{_hint(path)} "
+                "Get the file again; the earlier extract, if any, stays as it was."
+            ) from None
+        if contents.n_invalid:
+            raise ExtractError(
+                f"{_where(region)}: {contents.n_invalid} nodes have coordinates outside ±180° longitude or ±90° "
+                "latitude. The file is damaged; get it again."
+            )
+        if not contents.counts.nodes:
+            raise ExtractError(
+                f"{_where(region)}: the file holds no nodes, so there is nothing to map. Get another one."
+            )
+        bounds, bounds_from = _bounds(contents, region)
+        coverage = _coverage(nodes, contents.box, bounds, region)
     header = contents.header
     sequence = header.get("osmosis_replication_sequence_number")
     return Extract(
@@ -275,10 +286,10 @@ def _inspect(path: Path, region: Region, sha256: str) -> Extract:
         source=_source_without_secrets(region),
         file=f"{sha256[:16]}.osm.pbf",
         sha256=sha256,
-        size_bytes=path.stat().st_size,
+        size_bytes=size_bytes,
         bounds=(bounds.west, bounds.south, bounds.east, bounds.north),
         bounds_from=bounds_from,
-        coverage=shapely.to_wkt(_coverage(contents.tiles, bounds, region), rounding_precision=7),
+        coverage=shapely.to_wkt(coverage, rounding_precision=7),
         osm_timestamp=_header_timestamp(header) or contents.newest,
         replication_sequence=int(sequence) if sequence.isdigit() else None,
         replication_url=header.get("osmosis_replication_base_url") or None,
@@ -301,51 +312,44 @@ def _hint(path: Path) -> str:
     return "."
 
 
-def _read_through(path: Path) -> _Contents:
+class _Counter:
+    """Counts ways and relations; osmium, which calls it, does not even show it the nodes."""
+
+    n_ways = 0
+    n_relations = 0
+
+    def way(self, _: osmium.osm.Way) -> None:
+        self.n_ways += 1
+
+    def relation(self, _: osmium.osm.Relation) -> None:
+        self.n_relations += 1
+
+
+def _read_through(path: Path, nodes: NodeTable) -> _Contents:
+    """Fill the table and count; nodes go by without a line of Python run for any of them."""
     file = osmium.io.File(str(path), "pbf")
+    keep = osmium.NodeLocationsForWays(nodes.index)
+    keep.apply_nodes_to_ways = False
+    counter = _Counter()
     with osmium.io.Reader(file) as reader:
         header = reader.header()
-    n_nodes = n_ways = n_relations = n_invalid = 0
-    west, south, east, north = 180.0, 90.0, -180.0, -90.0
-    tiles: set[tuple[int, int]] = set()
-    lon, lat = array("d"), array("d")
+        osmium.apply(reader, keep, counter)
     # Looking at every object's time is slow, so it is done only for headers that lack one.
-    needs_time = not _header_timestamp(header)
-    newest = datetime.fromtimestamp(0, UTC)
+    newest = "" if _header_timestamp(header) else _newest(file)
+    n_invalid = 0
+    low, high = np.array(_HALF_WORLD), -np.array(_HALF_WORLD)
+    for location in nodes.locations():
+        n_invalid += int((np.abs(location.astype(np.int64)) > _HALF_WORLD).any(axis=1).sum())
+        low, high = np.minimum(low, location.min(axis=0)), np.maximum(high, location.max(axis=0))
+    counts = Counts(nodes=len(nodes), ways=counter.n_ways, relations=counter.n_relations)
+    west, south, east, north = (float(corner) for corner in np.concatenate([low, high]) / _UNITS)
+    return _Contents(header, counts, n_invalid, (west, south, east, north), newest)
 
-    def take_in() -> None:
-        nonlocal west, south, east, north
-        if lon:
-            lons, lats = np.array(lon), np.array(lat)
-            west, east = min(west, lons.min()), max(east, lons.max())
-            south, north = min(south, lats.min()), max(north, lats.max())
-            on_map = np.abs(lats) < REGION_MAX_LAT
-            pixels = np.stack(lonlat_to_pixel(lons[on_map], lats[on_map]), axis=1)
-            tiles.update(map(tuple, np.unique(pixels.astype(np.int64) // TILE_PX, axis=0).tolist()))
-            del lon[:], lat[:]
 
-    item: Any
-    for item in osmium.FileProcessor(file):
-        if needs_time:
-            newest = max(newest, item.timestamp)
-        if item.is_node():
-            n_nodes += 1
-            location = item.location
-            if location.valid():
-                lon.append(location.lon)
-                lat.append(location.lat)
-                if len(lon) == _BATCH:
-                    take_in()
-            else:
-                n_invalid += 1
-        elif item.is_way():
-            n_ways += 1
-        else:
-            n_relations += 1
-    take_in()
-    counts = Counts(nodes=n_nodes, ways=n_ways, relations=n_relations)
-    box = (float(west), float(south), float(east), float(north))
-    return _Contents(header, counts, n_invalid, box, tiles, newest.strftime("%Y-%m-%dT%H:%M:%SZ"))
+def _newest(file: osmium.io.File) -> str:
+    items: Iterable[Any] = osmium.FileProcessor(file)
+    newest = max((item.timestamp for item in items), default=datetime.fromtimestamp(0, UTC))
+    return newest.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _bounds(contents: _Contents, region: Region) -> tuple[Bounds, str]:
@@ -364,29 +368,46 @@ def _bounds(contents: _Contents, region: Region) -> tuple[Bounds, str]:
         raise RegionGeometryError(f"{_where(region)}, bounds from the {origin}: {problem}") from None
 
 
-def _coverage(tiles: set[tuple[int, int]], bounds: Bounds, region: Region) -> shapely.Geometry:
+def _tiles_at(lon: Floats, lat: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Columns and rows of the zoom-16 tiles that hold places in degrees."""
+    x, y = lonlat_to_pixel(lon, lat)
+    return x.astype(np.int64) // TILE_PX, y.astype(np.int64) // TILE_PX
+
+
+def _coverage(
+    nodes: NodeTable, box: tuple[float, float, float, float], bounds: Bounds, region: Region
+) -> shapely.Geometry:
     """The tiles that hold nodes, with gaps of up to six tiles closed and holes filled, cut to the bounds.
 
     A country's extract is cut along its border, and its box is not full: the empty corners are left out, while lakes,
     woods and bays, which hold few nodes but belong to the place, stay in.
     """
     left, top, right, bottom = bounds.tile_range(TILE_ZOOM)
-    in_box = {(x, y) for x, y in tiles if left <= x <= right and top <= y <= bottom}
-    if not in_box:
+    # A header can claim far more than there is: no more than the box of the nodes is looked at.
+    corners = np.clip(np.array([box[3], box[1]]), -REGION_MAX_LAT, REGION_MAX_LAT)
+    columns, rows = _tiles_at(np.array([box[0], box[2]]), corners)
+    left, top = max(left, int(columns[0])), max(top, int(rows[0]))
+    right, bottom = min(right, int(columns[1])), min(bottom, int(rows[1]))
+    raster = np.zeros((max(0, bottom - top + 1), max(0, right - left + 1)), dtype=bool)
+    for location in nodes.locations():
+        lon, lat = location[np.abs(location[:, 1]) < REGION_MAX_LAT * _UNITS].T / _UNITS
+        column, row = _tiles_at(lon, lat)
+        within = (column >= left) & (column <= right) & (row >= top) & (row <= bottom)
+        raster[row[within] - top, column[within] - left] = True
+    if not raster.any():
         raise RegionGeometryError(
             f"{_where(region)}: no node lies within {bounds.polygon.bounds}. Correct `bounds` in regions.toml."
         )
-    column, row = np.array(sorted(in_box)).T
-    left, top = column.min() - _CLOSED_TILES, row.min() - _CLOSED_TILES
-    raster = np.zeros((row.max() - top + _CLOSED_TILES + 1, column.max() - left + _CLOSED_TILES + 1), dtype=bool)
-    raster[row - top, column - left] = True
+    raster = np.pad(raster, _CLOSED_TILES)
+    left, top = left - _CLOSED_TILES, top - _CLOSED_TILES
     square = np.ones((2 * _CLOSED_TILES + 1,) * 2, dtype=bool)
     raster = ndimage.binary_fill_holes(ndimage.binary_closing(raster, square))
     # Runs of tiles along a row become boxes: far fewer shapes to unite than tiles.
     steps = np.diff(raster.astype(np.int8), axis=1, prepend=0, append=0)
     run_row, begin = np.nonzero(steps == 1)
     end = np.nonzero(steps == -1)[1]
-    west, north = pixel_to_lonlat((begin + left) * float(TILE_PX), (run_row + top) * float(TILE_PX))
-    east, south = pixel_to_lonlat((end + left) * float(TILE_PX), (run_row + top + 1) * float(TILE_PX))
+    side = np.float64(TILE_PX)
+    west, north = pixel_to_lonlat((begin + left) * side, (run_row + top) * side)
+    east, south = pixel_to_lonlat((end + left) * side, (run_row + top + 1) * side)
     ground: shapely.Geometry = shapely.union_all(shapely.box(west, south, east, north), grid_size=1e-9)
     return shapely.intersection(ground, bounds.polygon)

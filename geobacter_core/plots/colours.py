@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -9,26 +10,38 @@ from geobacter_core.geo import Floats
 from geobacter_core.plots.page import Rgb
 from geobacter_core.tiles.source import Pixels
 
-_THEMES: dict[str, Rgb] = {
-    "water": (120, 178, 214),
-    "sea": (120, 178, 214),
-    "wood": (140, 181, 125),
-    "forest": (140, 181, 125),
-    "green": (176, 208, 150),
-    "park": (176, 208, 150),
-    "farm": (231, 222, 178),
-    "residential": (226, 219, 211),
-    "industr": (208, 193, 214),
-    "commerc": (236, 190, 186),
-    "shop": (206, 76, 110),
-    "food": (219, 126, 60),
-    "building": (150, 132, 120),
-    "rail": (66, 66, 74),
-    "road": (196, 96, 84),
-    "street": (196, 96, 84),
-    "highway": (196, 96, 84),
-    "path": (150, 110, 70),
-}
+
+@dataclass(frozen=True, slots=True)
+class Theme:
+    """How channels of a kind look.
+
+    Attributes:
+        words: A channel whose name has one of them is of this kind.
+        colour: Of what the channel covers.
+        opacity: Where it is painted over other channels, 0 to 1.
+    """
+
+    words: tuple[str, ...]
+    colour: Rgb
+    opacity: float = 1.0
+
+
+_THEMES = (
+    Theme(("residential",), (219, 207, 192)),
+    Theme(("commerc", "industr", "retail"), (205, 184, 216)),
+    Theme(("farm",), (226, 214, 150)),
+    Theme(("green", "park"), (176, 212, 142)),
+    Theme(("forest", "wood", "nature"), (116, 168, 104)),
+    Theme(("water", "sea"), (104, 172, 218)),
+    Theme(("building",), (164, 150, 142)),
+    Theme(("amenit", "shop", "food"), (196, 52, 128), 0.5),
+    Theme(("path", "track", "foot"), (178, 112, 66), 0.75),
+    Theme(("minor", "street", "parking"), (230, 180, 56), 0.9),
+    Theme(("main", "road", "highway"), (232, 122, 46)),
+    Theme(("motorway", "trunk"), (198, 36, 58)),
+    Theme(("rail", "tram"), (50, 54, 72), 0.9),
+)
+"""From the ground up: a road is painted over the land on which it lies."""
 _LAB_TO_LMS = np.array(
     [[1.0, 1.0, 1.0], [0.3963377774, -0.1055613458, -0.0894841775], [0.2158037573, -0.0638541728, -1.2914855480]]
 )
@@ -44,8 +57,8 @@ _LMS_TO_LINEAR = np.array(
 def to_rgb(pixels: Pixels, channels: Sequence[str]) -> Pixels:
     """Pixels of any style as a colour picture.
 
-    Three channels are taken for red, green and blue, one for grey. Of any other number, each is a theme: it is painted
-    over those before it in a colour of its own, as opaque as its value is high, on white paper.
+    Three channels are taken for red, green and blue, one for grey. Of any other number, each is a mask of a theme. All
+    are painted on white paper, each in a colour of its own, land below and roads above.
 
     Args:
         pixels: uint8 `[..., C]`.
@@ -60,20 +73,26 @@ def to_rgb(pixels: Pixels, channels: Sequence[str]) -> Pixels:
     if n_channels == 1:
         return np.repeat(pixels, 3, axis=-1)
     painted = np.full((*pixels.shape[:-1], 3), 255, np.float32)
-    for index, name in enumerate(channels):
-        opacity = pixels[..., index, None].astype(np.float32) / 255
-        painted += (np.array(_theme_colour(name, index), np.float32) - painted) * opacity
+    themes = [theme_of(name, index) for index, name in enumerate(channels)]
+    for index in sorted(range(n_channels), key=lambda channel: _level(themes[channel])):
+        cover = pixels[..., index, None].astype(np.float32) * (themes[index].opacity / 255)
+        painted += (np.array(themes[index].colour, np.float32) - painted) * cover
     return np.round(painted).astype(np.uint8)
 
 
-def _theme_colour(name: str, index: int) -> Rgb:
-    """A colour that suits the channel's name; for a name that says nothing, one of a row of distinct hues."""
-    for word, colour in _THEMES.items():
-        if word in name.lower():
-            return colour
+def theme_of(name: str, index: int) -> Theme:
+    """The theme whose word comes first in a channel's name; where none does, one of a row of distinct hues."""
+    places = [(name.lower().find(word), theme) for theme in _THEMES for word in theme.words]
+    found = [(place, theme) for place, theme in places if place >= 0]
+    if found:
+        return min(found, key=lambda pair: pair[0])[1]
     angle = index * math.pi * (3 - math.sqrt(5))
     red, green, blue = oklab_to_rgb(np.array([[0.62, 0.13 * math.cos(angle), 0.13 * math.sin(angle)]]))[0]
-    return int(red), int(green), int(blue)
+    return Theme((), (int(red), int(green), int(blue)))
+
+
+def _level(theme: Theme) -> int:
+    return _THEMES.index(theme) if theme in _THEMES else len(_THEMES)
 
 
 def oklab_to_rgb(lab: Floats) -> Pixels:

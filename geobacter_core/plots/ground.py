@@ -61,6 +61,20 @@ def base_map(cache: TileCache, box: Box, scale: float) -> Image.Image:
     return mosaic.resize((width, height), Image.Resampling.LANCZOS, box=part)
 
 
+def pixels_within(cache: TileCache, left: int, top: int, side_px: int) -> Pixels:
+    """The pixels of a square at zoom-16 pixel (left, top), uint8 `[side, side, C]`; zero where there are none."""
+    found = np.zeros((side_px, side_px, cache.n_channels), np.uint8)
+    right, bottom = left + side_px, top + side_px
+    for summary in cache.manifest.chunks:
+        x, y = summary.x * CHUNK_PX, summary.y * CHUNK_PX
+        if x < right and x + CHUNK_PX > left and y < bottom and y + CHUNK_PX > top:
+            mosaic = reduce(cache.chunk(summary.tile), 1)
+            inside = mosaic[max(top - y, 0) : bottom - y, max(left - x, 0) : right - x]
+            row, column = max(y - top, 0), max(x - left, 0)
+            found[row : row + inside.shape[0], column : column + inside.shape[1]] = inside
+    return found
+
+
 def outlines(ground: shapely.Geometry, box: Box, scale: float) -> list[list[tuple[float, float]]]:
     """The rings of an area in degrees as lines in pixels of the picture."""
     west, north = box[:2]

@@ -7,7 +7,9 @@ from PIL import Image, ImageDraw, ImageFont
 from geobacter_core.embeddings.table import EmbeddingTable
 
 Rgb = tuple[int, int, int]
+
 ATTRIBUTION = "© OpenStreetMap contributors"
+
 PAPER: Rgb = (252, 251, 248)
 INK: Rgb = (24, 28, 36)
 MUTED: Rgb = (100, 107, 120)
@@ -16,6 +18,7 @@ RIGHT: Rgb = (13, 128, 112)
 WRONG: Rgb = (206, 66, 43)
 TRAIN: Rgb = (48, 105, 152)
 TEST: Rgb = (214, 110, 28)
+
 DOT = "  ·  "
 MARGIN = 44
 TITLE_PX, SUBTITLE_PX, NOTE_PX, CAPTION_PX = 46, 25, 22, 20
@@ -44,6 +47,7 @@ def write(
     colour: Rgb = INK,
     anchor: str = "la",
 ) -> None:
+    """Write one line of text at (x, y), which is its corner or edge that `anchor` names as Pillow does."""
     # The font has Latin-1's main letters and no others.
     printable = text.encode("latin-1", "replace").decode("latin-1")
     ImageDraw.Draw(image).text(at, printable, font=load_font(size_px), fill=colour, anchor=anchor)
@@ -86,10 +90,12 @@ def compose_page(content: Image.Image, title: str, subtitle: str, note: str) -> 
 
 
 def region_title(name: str) -> str:
+    """The region's name as a title."""
     return name.replace("_", " ").replace("-", " ").title()
 
 
 def table_subtitle(table: EmbeddingTable) -> str:
+    """What a picture of a table says below its title: cells, encoder, style, date."""
     found = table.metadata
     date = str(found.get("osm_timestamp", ""))[:10]
     names = f"encoder {found.get('encoder', '?')}", f"style {found.get('style', '?')}"
@@ -97,12 +103,14 @@ def table_subtitle(table: EmbeddingTable) -> str:
 
 
 def length_text(metres: float) -> str:
+    """A length on the ground as people write it."""
     if metres < 995:
         return f"{metres:.0f} m"
     return f"{metres / 1000:.1f} km" if metres < 9950 else f"{metres / 1000:,.0f} km"
 
 
 def with_frame(tile: Image.Image, colour: Rgb, width_px: int) -> Image.Image:
+    """The picture in a frame, which makes it larger."""
     framed = Image.new("RGB", (tile.width + 2 * width_px, tile.height + 2 * width_px), colour)
     framed.paste(tile, (width_px, width_px))
     return framed

@@ -109,8 +109,8 @@ def samples_map(triplets: Triplets, bounds: Bounds, ground: shapely.Geometry) ->
     ).replace("×", "by")
     note = (
         f"Dots are {n_shown:,} of the anchors. Lines lead from some to their positives, at most "
-        f"{length_text(float(document.get('distance_m') or 0))} away; negatives are other anchors of the same colour, at "
-        f"least {length_text(float(document.get('negative_min_m') or 0))} away where the region has room. "
+        f"{length_text(float(document.get('distance_m') or 0))} away; negatives are other anchors of the same colour, "
+        f"at least {length_text(float(document.get('negative_min_m') or 0))} away where the region has room. "
         "No test window overlaps a window for training."
     )
     return compose_page(content, f"{region_title(str(document.get('region', '')))}: triplets", subtitle, note)

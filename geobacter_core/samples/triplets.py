@@ -239,7 +239,7 @@ def _draw_pool(
     reader = WindowReader(cache, settings.size_m, _ENTROPY_PX, budget_bytes=512 << 20)
     shapely.prepare(ground)
     found: list[_Pool] = []
-    n_found = 0
+    n_full = n_empty = n_found = 0
     yield_rate = 0.5
     for round_ in range(_MAX_ROUNDS):
         n_candidates = int(min(max((wanted - n_found) / yield_rate * 1.1, 200), 20 * wanted))
@@ -249,7 +249,9 @@ def _draw_pool(
             rng = np.random.default_rng([settings.seed, round_, chunk.x, chunk.y])
             pool = _draw_in_chunk(reader, chunk, int(quota), ground, split, settings, rng)
             found.append(pool)
-            n_found += len(pool)
+            is_empty = pool.anchor_entropy < settings.min_entropy
+            n_full, n_empty = n_full + int(np.sum(~is_empty)), n_empty + int(np.sum(is_empty))
+            n_found = n_full + min(n_empty, _n_empty_allowed(n_full, settings))
             on_progress(min(n_found, wanted), wanted)
         if n_found >= wanted:
             break
@@ -274,9 +276,13 @@ def _kept(pool: _Pool, settings: SampleSettings, rng: np.random.Generator) -> ND
     is_empty = pool.anchor_entropy[order] < settings.min_entropy
     n_wanted = settings.sample_count or len(pool)
     n_full = min(int(np.sum(~is_empty)), round(n_wanted * (1 - settings.empty_share)))
-    n_empty_allowed = int(settings.empty_share / (1 - settings.empty_share) * n_full)
-    order = order[~is_empty | (np.cumsum(is_empty) <= n_empty_allowed)]
+    order = order[~is_empty | (np.cumsum(is_empty) <= _n_empty_allowed(n_full, settings))]
     return order[:n_wanted]
+
+
+def _n_empty_allowed(n_full: int, settings: SampleSettings) -> int:
+    """How many empty anchors may stand beside so many others."""
+    return int(settings.empty_share / (1 - settings.empty_share) * n_full)
 
 
 def _joined(pools: list[_Pool]) -> _Pool:

@@ -23,6 +23,7 @@ from geobacter_core.tiles import locks
 from geobacter_core.tiles.cache import MANIFEST, TileManifest, chunks_of, load_manifest
 from geobacter_core.tiles.chunk import (
     RECIPE,
+    REMEDY,
     ChunkSummary,
     check_chunk,
     chunk_file,
@@ -210,7 +211,7 @@ def _outcomes(job: _Job, chunks: list[Tile]) -> Generator[tuple[Tile, _Outcome],
         present = pool.map(lambda chunk: _reuse(job, chunk), chunks)
         for chunk, (summary, problem) in zip(chunks, present, strict=True):
             if problem:
-                _log.warning("%s; it is made again now", problem)
+                _log.warning("%s It is made again now.", problem.removesuffix(REMEDY).rstrip())
             if summary is None:
                 missing.append(chunk)
             else:

@@ -4,7 +4,9 @@
     clause = key ("=" | "!=") ("*" | value { "|" value })
 
 `highway=primary|secondary & tunnel!=yes`: one of the two values, and not that tunnel. `building=*`: any value;
-`building!=*`: no such tag. A feature without the key passes `!=`.
+`building!=*`: no such tag. A feature without the key passes `!=`, and an empty value is no tag.
+
+It is evaluated in two places, which agree: by Mapnik when it draws, and on Arrow columns when objects are counted.
 """
 
 import re
@@ -17,8 +19,9 @@ import pyarrow.compute as pc
 from geobacter_core.errors import StyleError
 
 _CLAUSE = re.compile(
-    r"(?P<key>[A-Za-z0-9_:]+)\s*(?P<sign>!?=)\s*(?P<values>\*|[^\s&|=!*'\"]+(\s*\|\s*[^\s&|=!*'\"]+)*)"
+    r"(?P<key>[A-Za-z0-9_:]+)\s*(?P<sign>!?=)\s*(?P<values>\*|[^\s&|=!*'\"\\]+(\s*\|\s*[^\s&|=!*'\"\\]+)*)"
 )
+LAYER_KEY = "layer"
 GRAMMAR = "Write key=value, key=one|other, key=*, key!=value or key!=*, several joined by &"
 
 
@@ -45,9 +48,12 @@ class Clause:
         return f"({word.join(conditions)})"
 
     def matches(self, tags: Mapping[str, pa.Array]) -> pa.Array:
-        """Whether each row has such a tag: boolean `[N]`, never null."""
+        """Whether each row fulfils it: boolean `[N]`, never null."""
         column = tags[self.key]
-        found = pc.is_in(column, pa.array(self.values, pa.string())) if self.values else pc.is_valid(column)
+        if self.values:
+            found = pc.is_in(column, pa.array(self.values, column.type))
+        else:
+            found = pc.fill_null(pc.not_equal(column, ""), False)
         return pc.invert(found) if self.is_negated else found
 
 
@@ -88,7 +94,9 @@ def parse_filter(text: str) -> TagFilter:
     for part in text.split("&"):
         match = _CLAUSE.fullmatch(part.strip())
         if match is None:
-            raise StyleError(f"tag filter '{text}': '{part.strip()}' is not a condition on a tag. {GRAMMAR}.")
+            raise StyleError(f"'{part.strip()}' is not a condition on a tag. {GRAMMAR}.")
+        if match["key"] == LAYER_KEY:
+            raise StyleError(f"'{LAYER_KEY}' is kept as a number, which no filter can read. Use another key.")
         values = () if match["values"] == "*" else tuple(value.strip() for value in match["values"].split("|"))
         clauses.append(Clause(match["key"], values, match["sign"] == "!="))
     return TagFilter(tuple(clauses))

@@ -16,7 +16,7 @@ from geobacter_core.tiles.source import Pixels
 from geobacter_core.tiles.style import Style
 
 _spare: list[mapnik.Image] = []
-"""Images of a chunk's size that are not in use: to come by the 64 MiB of a new one takes longer than most renderings."""
+"""Images of a chunk's size that are not in use: to come by the 64 MiB of a new one takes longer than to draw on it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 Three channels share one of Mapnik's images, as its red, green and blue on black. Shapes are added up (`comp-op="plus"`)
 in the pure colour of their channel: addition leaves the other two as they are, and does not depend on paint order.
+Coverage beyond a whole pixel is a whole pixel; along an edge that two shapes share, the two halves make one.
 """
 
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Shape(BaseModel):
         mark: Diameter of a disc at the point, or inside the polygon, in pixels of a tile.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     tags: str
     width: _Size | None = None
@@ -44,7 +45,7 @@ class Shape(BaseModel):
         try:
             parse_filter(text)
         except StyleError as problem:
-            raise ValueError(str(problem)) from None
+            raise ValueError(str(problem).removesuffix(".")) from None
         return text
 
     @property
@@ -76,15 +77,15 @@ class Channel(BaseModel):
     def _fit_their_geometry(self) -> Self:
         for shape in self.lines:
             if shape.width is None or shape.mark is not None:
-                raise ValueError(f"lines '{shape.tags}': a line has a width and no mark")
+                raise ValueError(f"lines '{shape.tags}' need a width, and no mark. Write width = pixels")
         for shape in self.points:
             if shape.mark is None or shape.width is not None:
-                raise ValueError(f"points '{shape.tags}': a point has a mark and no width")
+                raise ValueError(f"points '{shape.tags}' need a mark, and no width. Write mark = pixels")
         for shape in self.polygons:
             if shape.width is not None:
-                raise ValueError(f"polygons '{shape.tags}': a polygon is filled, or has a mark; it has no width")
+                raise ValueError(f"polygons '{shape.tags}' are filled or have a mark, and no width. Remove it")
         if not (self.polygons or self.lines or self.points):
-            raise ValueError(f"channel '{self.name}' draws nothing: give it polygons, lines or points")
+            raise ValueError("it draws nothing. Give it polygons, lines or points")
         return self
 
 

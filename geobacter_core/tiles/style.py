@@ -5,13 +5,16 @@ Its `style.toml` is one of three kinds: a hand-written Mapnik map (`map = "carto
 """
 
 import hashlib
+import re
 import tomllib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from geobacter_core.errors import StyleError
 from geobacter_core.tiles.masks import Channel, map_documents
@@ -53,9 +56,12 @@ class _MaskDocument(_Document):
     def _channels_are_as_declared(self) -> Self:
         names = [channel.name for channel in self.channel]
         if twice := [name for name, n in Counter(names).items() if n > 1]:
-            raise ValueError(f"channel '{twice[0]}' is there twice: every channel needs a name of its own")
+            raise ValueError(f"channel '{twice[0]}' is there twice. Give every channel a name of its own")
         if len(names) != self.n_channels:
-            raise ValueError(f"{len(names)} channels follow where n_channels declares {self.n_channels}")
+            raise ValueError(
+                f"n_channels declares {self.n_channels} channels, and {len(names)} follow. Correct the number, or the "
+                "channels"
+            )
         return self
 
 
@@ -166,23 +172,37 @@ def _read_document(path: Path) -> _Kind:
         return chosen[0].model_validate(document)
     except ValidationError as problem:
         first = problem.errors()[0]
-        raise StyleError(
-            f"{path}, {_place(document, first['loc'])}: {first['msg'].removeprefix('Value error, ')}. Correct it."
-        ) from None
+        raise StyleError(f"{', '.join((str(path), *_place(document, first['loc'])))}: {_said(first)}") from None
 
 
-def _place(document: dict[str, object], loc: tuple[int | str, ...]) -> str:
-    """Where in a document an error lies; a channel by its name."""
-    if not loc:
-        return "the document"
-    words = [str(part) for part in loc]
-    channels = document.get("channel")
-    if len(loc) > 1 and isinstance(loc[1], int) and isinstance(channels, list):
-        channel = channels[loc[1]]
-        name = channel.get("name") if isinstance(channel, dict) else None
-        words[1] = f"'{name}'" if name else f"number {loc[1] + 1}"
-        return f"{words[0]} {words[1]}" + (f", field '{'.'.join(words[2:])}'" if words[2:] else "")
-    return f"field '{'.'.join(words)}'"
+def _place(document: object, loc: tuple[int | str, ...]) -> Iterator[str]:
+    """Where in a document an error lies, step by step: a channel by its name, a shape by its filter."""
+    here = document
+    for index, part in enumerate(loc):
+        try:
+            here = here[part]  # type: ignore[index]
+        except (KeyError, IndexError, TypeError):
+            here = None
+        if isinstance(part, int):
+            label = (
+                next((here[key] for key in ("name", "tags") if here.get(key)), None) if isinstance(here, dict) else None
+            )
+            yield f"{loc[index - 1]} '{label}'" if label else f"{loc[index - 1]} number {part + 1}"
+        elif index + 1 == len(loc) or not isinstance(loc[index + 1], int):
+            yield f"field '{part}'"
+
+
+def _said(error: ErrorDetails) -> str:
+    """What is wrong and what to do, in the words of a `style.toml`."""
+    match error["type"]:
+        case "extra_forbidden":
+            return "there is no such field. Remove it, or correct its name."
+        case "missing":
+            return "it is missing. Add it."
+        case "value_error":
+            return f"{error['msg'].removeprefix('Value error, ')}."
+    wanted = error["msg"].replace("Input", "it").replace("tuple", "list")
+    return f"{re.sub('dictionary or instance of [A-Za-z]+', 'table', wanted)}, not {error['input']!r:.80}. Correct it."
 
 
 def _read_map(folder: Path, name: str) -> str:

@@ -5,8 +5,10 @@ import time
 import dagster as dg
 
 from geobacter_core.geo import CHUNK_TILES
+from geobacter_core.osm.features import load_features
 from geobacter_core.settings import Settings
 from geobacter_core.tiles import build
+from geobacter_core.tiles.coverage import Coverage, measure_coverage
 from geobacter_core.tiles.region import build_region
 from geobacter_core.tiles.style import load_style
 from geobacter_pipeline.assets.osm import OWNERS, map_features, osm_extract
@@ -39,6 +41,7 @@ def tile_cache(
         took_s = time.monotonic() - begun
         cache = geobacter.tiles(region.name)
         sheet = tile_contact_sheet(cache)
+        coverage = _coverage(settings, region.name)
     manifest = built.manifest
     return dg.MaterializeResult(
         data_version=dg.DataVersion(manifest.digest),
@@ -66,6 +69,13 @@ def tile_cache(
             "size_bytes": manifest.size_bytes,
             "seconds": round(took_s, 2),
             "tiles_per_s": round(built.n_rendered * CHUNK_TILES**2 / took_s, 1),
+            **({"tag coverage": dg.MetadataValue.md(coverage.markdown())} if coverage else {}),
             "picture": picture(sheet),
         },
     )
+
+
+def _coverage(settings: Settings, region: str) -> Coverage | None:
+    """What the channels of a thematic style took of the region's map features; None for another style."""
+    style = load_style(settings.style)
+    return measure_coverage(style, load_features(settings.features_folder(region))[1]) if style.masks else None

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from geobacter_core.errors import FeaturesError, StyleError
 from geobacter_core.tiles.filters import TagFilter
@@ -128,7 +129,7 @@ def measure_coverage(style: Style, features: Path, n_tags: int = 20) -> Coverage
 class _Tally:
     """Counts over one file; `n_taken` is one per channel."""
 
-    n_taken: np.ndarray[tuple[int], np.dtype[np.int64]]
+    n_taken: NDArray[np.int64]
     untaken_tags: Counter[str]
     n_objects: int = 0
     n_untaken: int = 0

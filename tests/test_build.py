@@ -41,7 +41,7 @@ print(json.dumps([result.n_rendered, result.n_reused, result.manifest.digest]), 
 
 
 class Country:
-    """A made-up country of 24 chunks, built up to its map features, and how to build its tiles in a style."""
+    """A made-up country of 16 chunks, built up to its map features, and how to build its tiles in a style."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -62,10 +62,10 @@ class Country:
 
 @pytest.fixture(scope="module")
 def country(tmp_path_factory):
-    """A grid of roads and fields over 0.44° × 0.2°, at 47° north."""
+    """A grid of roads and woods over 0.26° × 0.17°, at 47° north."""
     folder = tmp_path_factory.mktemp("country")
     writer = osmium.SimpleWriter(str(folder / "country.osm.pbf"))
-    columns, rows = 56, 26
+    columns, rows = 34, 22
     for row in range(rows):
         for column in range(columns):
             place = (9.02 + 0.008 * column, 47.0 + 0.008 * row)
@@ -89,7 +89,7 @@ def country(tmp_path_factory):
 def uninterrupted(country):
     """The country's cache as one build makes it."""
     tiles = country.folder / "tiles"
-    assert country.build(tiles).n_rendered == 24
+    assert country.build(tiles).n_rendered == 16
     return tiles
 
 
@@ -140,7 +140,7 @@ def test_a_build_killed_25_times_and_run_to_its_end_equals_an_uninterrupted_one(
     tiles, draw = tmp_path / "tiles", random.Random(20)
     with build_process(country, tmp_path / "timed") as process:
         begun = time.monotonic()
-        assert result_of(process)[0] == 24
+        assert result_of(process)[0] == 16
         usual_s = time.monotonic() - begun
     assert content(tmp_path / "timed") == content(uninterrupted)
     processes, n_chunks = [], []
@@ -154,13 +154,13 @@ def test_a_build_killed_25_times_and_run_to_its_end_equals_an_uninterrupted_one(
             process.kill()
         chunks = sorted(tiles.glob("12-*.parquet"))
         n_chunks.append(len(chunks))
-        if len(chunks) > 16:  # so that there is always something left to kill
-            for path in draw.sample(chunks, 12):
+        if len(chunks) > 11:  # so that there is always something left to kill
+            for path in draw.sample(chunks, 8):
                 path.unlink()
     assert country.build(tiles).manifest == TileCache(uninterrupted).manifest
     for process in processes:
         end(process)
-    assert any(0 < n < 24 for n in n_chunks)
+    assert any(0 < n < 16 for n in n_chunks)
     country.build(tiles)
     assert content(tiles) == content(uninterrupted)
     assert country.verify(tiles).problems == []
@@ -170,8 +170,8 @@ def test_two_builds_at_once_share_the_work(country, uninterrupted, tmp_path):
     tiles = tmp_path / "tiles"
     with build_process(country, tiles) as one, build_process(country, tiles) as other:
         results = [result_of(process) for process in (one, other)]
-    assert sum(n_rendered for n_rendered, _, _ in results) == 24
-    assert all(n_rendered + n_reused == 24 for n_rendered, n_reused, _ in results)
+    assert sum(n_rendered for n_rendered, _, _ in results) == 16
+    assert all(n_rendered + n_reused == 16 for n_rendered, n_reused, _ in results)
     assert content(tiles) == content(uninterrupted)
 
 
@@ -188,7 +188,7 @@ def test_a_build_from_other_inputs_waits_for_the_one_under_way(country, uninterr
         assert process.poll() is None
         assert list(tiles.glob("12-*.parquet")) == []
     n_made, _, digest = result_of(process)
-    assert (n_made, digest) == (24, TileCache(uninterrupted).manifest.digest)
+    assert (n_made, digest) == (16, TileCache(uninterrupted).manifest.digest)
 
 
 def test_a_chunk_has_one_maker_at_a_time(tmp_path):
@@ -214,11 +214,11 @@ def test_a_chunk_has_one_maker_at_a_time(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 400 kB."""
+    """A file system of 300 kB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], capture_output=True, check=False
     )
     if done.returncode:
         pytest.skip(f"a small file system cannot be mounted here: {done.stderr.decode().strip()}")
@@ -228,15 +228,15 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_ends_in_a_clear_error_and_a_cache_that_verifies(country, uninterrupted, small_disk, tmp_path):
     tiles = small_disk / "tiles"
-    with pytest.raises(TileCacheError, match=r"the disk is full. \d+ of 24 chunks are done, whole and kept. Free some"):
+    with pytest.raises(TileCacheError, match=r"the disk is full. \d+ of 16 chunks are done, whole and kept. Free some"):
         country.build(tiles)
     found = country.verify(tiles)
-    assert 0 < found.n_sound < 24
-    assert len(found.missing) == 24 - found.n_sound
+    assert 0 < found.n_sound < 16
+    assert len(found.missing) == 16 - found.n_sound
     assert (found.damaged, found.strangers, found.leftovers) == ({}, {}, ())
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     result = country.build(tiles)
-    assert (result.n_rendered, result.n_reused) == (24 - found.n_sound, found.n_sound)
+    assert (result.n_rendered, result.n_reused) == (16 - found.n_sound, found.n_sound)
     assert content(tiles) == content(uninterrupted)
 
 
@@ -261,8 +261,8 @@ def test_verifying_names_everything_that_is_wrong(country, uninterrupted, tmp_pa
     os.utime(leftover, (0, 0))  # of another machine, and long ago
     seen = []
     found = verify_cache(tiles, country.extract.ground, lambda done, total: seen.append((done, total)))
-    assert seen == [(n, 24) for n in range(1, 25)]
-    assert (found.n_wanted, found.n_sound) == (24, 21)
+    assert seen == [(n, 16) for n in range(1, 17)]
+    assert (found.n_wanted, found.n_sound) == (16, 13)
     assert found.missing == (chunks[0],)
     assert list(found.damaged) == [chunk_file(tiles, chunks[1])]
     assert set(found.strangers) == {chunk_file(tiles, chunks[2]), tiles / "12-1-1.parquet"}

@@ -21,7 +21,7 @@ from geobacter_core.tiles.server import ServerSource, source_of
 from geobacter_core.tiles.settings import ServerSettings
 from geobacter_core.tiles.style import load_style
 
-HASTY = ServerSettings(connections=16, timeout_s=1.0, tries=10, wait_s=20.0, pause_s=0.01)
+HASTY = ServerSettings(connections=16, timeout_s=0.7, tries=10, wait_s=20.0, pause_s=0.01)
 BRIEF = ServerSettings(connections=8, timeout_s=4.0, tries=3, wait_s=0.5, pause_s=0.01)
 CHUNK = Tile(12, 2331, 1185)
 INPUTS = Inputs("a" * 64, "b" * 64, "2024-05-06T07:08:09Z")
@@ -121,7 +121,8 @@ def test_what_is_no_tile_is_asked_for_again_and_then_fails_by_name(kind, server)
     assert f"Tile 16/{bad[0]}/{bad[1]} from http://127.0.0.1" in message
     assert BAD[kind] in message
     assert "Check that the server runs" in message
-    assert server.asked[bad] >= 3
+    # A tile that is "not there yet" is waited for by the clock, half a second here, and not counted.
+    assert server.asked[bad] >= (2 if kind == "placeholder" else 3)
     assert not isinstance(caught.value, TileServerDownError)
 
 

@@ -150,7 +150,7 @@ class TileServer:
                 self.seconds[name] = time.monotonic() - begun
                 _log.info("tile server: %s took %.1f s", name, self.seconds[name])
         except BaseException:  # Ctrl-C too
-            self._cleanup.close()
+            self._close()
             raise
         return self
 
@@ -158,7 +158,16 @@ class TileServer:
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop every process, last started first, and remove the folder."""
-        self._cleanup.close()
+        self._close()
+
+    def _close(self) -> None:
+        # Apache and PostgreSQL leave shared memory behind when they are stopped before they have fully started.
+        segments = {segment for process in processes_in(self.folder) for segment in _shared_memory_of(process)}
+        try:
+            self._cleanup.close()
+        finally:
+            for segment in segments:
+                segment.unlink(missing_ok=True)
 
     def cpu_seconds(self) -> float:
         """Processor time that the server has spent so far, in all its processes."""
@@ -294,26 +303,20 @@ class TileServer:
         return {"PATH": os.defpath, "LC_ALL": "C.UTF-8", "HOME": run, "TMPDIR": run, "PGHOST": run, "PGUSER": _ROLE}
 
     def _run(self, name: str, command: list[str]) -> None:
-        log = self._log_file(name)
-        with log.open("ab") as output:
-            try:
-                done = subprocess.run(
-                    self._confined(command, signal.SIGKILL),
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    cwd=self.folder,
-                    env=self._environment,
-                    start_new_session=True,
-                    timeout=IMPORT_LIMIT_S,
-                    check=False,
-                )
-            except subprocess.TimeoutExpired:
-                raise StackError(f"{name} was not done after {IMPORT_LIMIT_S} s.{_tail(log)}") from None
-        if done.returncode != 0:
-            raise StackError(f"{name} ended with {done.returncode}.{_tail(log)}")
+        process = self._spawn(name, command, signal.SIGINT)
+        try:
+            code = process.wait(IMPORT_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            raise StackError(f"{name} was not done after {IMPORT_LIMIT_S} s.{_tail(self._log_file(name))}") from None
+        if code != 0:
+            raise StackError(f"{name} ended with {code}.{_tail(self._log_file(name))}")
 
     def _start(self, name: str, command: list[str], stop: signal.Signals, is_ready: Callable[[], bool]) -> None:
+        self._processes[name] = self._spawn(name, command, stop)
+        self._await(name, is_ready)
+
+    def _spawn(self, name: str, command: list[str], stop: signal.Signals) -> "subprocess.Popen[bytes]":
+        """Start a process that gets the signal `stop` when the stack ends."""
         with self._log_file(name).open("ab") as output:
             # A session of its own: a Ctrl-C in the terminal reaches this process only, which then stops them in order.
             process = subprocess.Popen(
@@ -326,8 +329,7 @@ class TileServer:
                 start_new_session=True,
             )
         self._cleanup.callback(_stop, process, stop)
-        self._processes[name] = process
-        self._await(name, is_ready)
+        return process
 
     def _await(self, name: str, is_ready: Callable[[], bool]) -> None:
         log = self._log_file(name)
@@ -352,9 +354,20 @@ def processes_in(folder: Path) -> list[Path]:
     return found
 
 
+def _shared_memory_of(process: Path) -> list[Path]:
+    """The files of shared memory that a process, given by its folder in `/proc`, has open."""
+    try:
+        maps = (process / "maps").read_text(encoding="utf-8")
+    except OSError:  # it ended meanwhile
+        return []
+    return [Path(name) for name in re.findall(r"/dev/shm/\S+$", maps, re.MULTILINE)]
+
+
 def _stop(process: "subprocess.Popen[bytes]", stop: signal.Signals) -> None:
-    """Ask it to end, and make it end where it does not."""
-    process.send_signal(stop)
+    """Ask it and its children to end, and make them end where they do not."""
+    if process.poll() is not None:
+        return
+    os.killpg(process.pid, stop)
     try:
         process.wait(STOP_LIMIT_S)
     except subprocess.TimeoutExpired:

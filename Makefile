@@ -9,17 +9,21 @@ export PYTHONUNBUFFERED ?= 1
 BIN := .venv/bin
 LAUNCH := $(BIN)/python -m geobacter_pipeline
 
-.PHONY: demo region build train embed dev test test-tileserver check format clean
+.PHONY: demo region build train embed evaluate sweep dev test test-tileserver check format clean
 
 demo: .venv/installed $(DAGSTER_HOME)/dagster.yaml
 	@$(LAUNCH) demo
 
-region build embed: .venv/installed $(DAGSTER_HOME)/dagster.yaml
+region build embed evaluate: .venv/installed $(DAGSTER_HOME)/dagster.yaml
 	@test -n "$(REGION)" || { echo "Which region? make $@ REGION=name"; exit 2; }
 	@$(LAUNCH) $@ $(REGION)
 
 train: .venv/installed $(DAGSTER_HOME)/dagster.yaml
 	@$(LAUNCH) train $(if $(SECONDS),--seconds $(SECONDS))
+
+# PLAN=file.toml tries what it says; without it, what chose the defaults (hours).
+sweep: .venv/installed $(DAGSTER_HOME)/dagster.yaml
+	@$(LAUNCH) sweep --plan "$(PLAN)"
 
 dev: .venv/installed $(DAGSTER_HOME)/dagster.yaml
 	@$(BIN)/python -m geobacter_pipeline.dev

@@ -4,18 +4,22 @@
 
 Every ratio is measured in one run, limit and product in turn, so that a machine whose speed drifts does not bend it.
 Rendering: in both styles, the same chunks, by the same number of processes, once with `mapnik.render` alone and once
-through the tile cache (render, cut, digest, compress, write). Training: the same network and optimiser, on windows cut
-from the cache as in training, and on one augmented batch that stays in memory.
+through the tile cache (render, cut, digest, compress, write). Training: the same learner, optimiser and loss, with its
+mask of false negatives, on windows cut from the cache as in training, and on one augmented batch that stays in memory.
 """
 
 import argparse
+import itertools
 import multiprocessing
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from geobacter_core.files import n_processors
 from geobacter_core.geo import Tile
@@ -28,7 +32,12 @@ from geobacter_core.tiles.chunk import chunk_file, write_chunk
 from geobacter_core.tiles.mapnik import MapnikSource, open_maps, rendered
 from geobacter_core.tiles.style import all_keys, load_style
 
+if TYPE_CHECKING:
+    from geobacter_core.encoder.data import Batch, RegionData
+    from geobacter_core.encoder.settings import TrainSettings
+
 STYLES = ("carto", "thematic")
+CONTEXT_M = 800.0
 
 _maps = ()
 
@@ -87,45 +96,64 @@ def _rendering(folder: Path, style_name: str, files: Path, chunks: list[Tile], r
     )
 
 
-def training(folder: Path, extract_folder: Path, steps: int) -> None:
-    """Print images per second of training on cut windows and on one batch in memory, and their ratio."""
-    import numpy as np
-    import torch
-
-    from geobacter_core.encoder.data import RegionData, TripletWindows
-    from geobacter_core.encoder.device import best_device
-    from geobacter_core.encoder.network import random_network
+def training(folder: Path, extract_folder: Path, repeats: int, steps: int) -> None:
+    """Print how near training on cut windows comes to one batch in memory, by style, context and network."""
+    from geobacter_core.encoder.data import RegionData
     from geobacter_core.encoder.settings import TrainSettings
-    from geobacter_core.encoder.train import _step
     from geobacter_core.samples.settings import SampleSettings
     from geobacter_core.samples.triplets import build_triplets
 
     extract, _ = load_extract(extract_folder)
-    cache = TileCache(folder / "carto")
-    settings = TrainSettings()
-    wanted = SampleSettings(sample_count=max(4000, 3 * steps * settings.batch_size))
-    triplets = build_triplets(folder / "triplets.parquet", cache, extract.box, extract.ground, wanted)
-    data = TripletWindows([RegionData("bench", triplets, cache)], "train", settings.size_px, 2 << 30)
+    for style in STYLES:
+        cache = TileCache(folder / style)
+        for context_m in (None, CONTEXT_M):
+            samples = SampleSettings(sample_count=20_000, context_m=context_m)
+            path = folder / f"{style}-{context_m}.parquet"
+            triplets = build_triplets(path, cache, extract.box, extract.ground, samples)
+            for network in ("resnet18", "small"):
+                settings = TrainSettings(network=network, size_px=64)
+                _training(RegionData("bench", triplets, cache), settings, repeats, steps)
+
+
+def _training(region: "RegionData", settings: "TrainSettings", repeats: int, steps: int) -> None:
+    """The same steps on one batch in memory, and on batches as they are cut, by turns.
+
+    The loading thread starts with its turn and ends with it: what it does in the other turn would be time stolen there.
+    """
+    import torch
+
+    from geobacter_core.encoder.data import TripletWindows
+    from geobacter_core.encoder.device import best_device
+    from geobacter_core.encoder.losses import n_roles
+    from geobacter_core.encoder.train import check_regions, new_learner, take_step
+
     device = best_device()
-    network = random_network(cache.n_channels, settings.embedding_dim, 1).to(device).train()
-    optimiser = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate)
-    rng = np.random.default_rng(1)
-    batches = data.batches(settings.batch_size, rng, device, settings.max_shift)
-    held = next(batches)
-    for _ in range(4):
-        _step(network, optimiser, next(batches), settings.margin, device)
-    # Step by step in turn, so that both see the same machine; the loader works while either computes.
-    seconds = {"held": 0.0, "cut": 0.0}
-    for _ in range(steps):
-        for kind in seconds:
-            begun = time.perf_counter()
-            _step(network, optimiser, held if kind == "held" else next(batches), settings.margin, device)
-            seconds[kind] += time.perf_counter() - begun
-    rates = {kind: steps * len(held) / taken for kind, taken in seconds.items()}
+    data = TripletWindows([region], "train", settings.size_px, settings.window_memory_mb << 20)
+    learner = new_learner(check_regions([region]), settings, data, device).train()
+    optimiser = torch.optim.AdamW(learner.parameters(), lr=settings.learning_rate)
+
+    def timed(batches: "Iterator[Batch]") -> float:
+        begun = time.perf_counter()
+        for batch in itertools.islice(batches, steps):
+            float(take_step(learner, optimiser, batch, settings, settings.learning_rate).loss)
+        return time.perf_counter() - begun
+
+    with closing(data.batches(0, settings, n_roles(settings), device)) as batches:
+        held = next(batches)
+        timed(batches)  # warms up: chunks decoded, kernels chosen
+    seconds: dict[str, list[float]] = {"held": [], "cut": []}
+    for repeat in range(repeats):
+        seconds["held"].append(timed(itertools.repeat(held)))
+        with closing(data.batches(repeat * steps, settings, n_roles(settings), device)) as batches:
+            seconds["cut"].append(timed(batches))
+    ratio = statistics.median(h / c for h, c in zip(seconds["held"], seconds["cut"], strict=True))
+    rates = {kind: steps * len(held.windows) / statistics.median(taken) for kind, taken in seconds.items()}
+    context = f" with a context of {region.triplets.context_m:g} m" if region.triplets.context_m else ""
     print(
-        f"training: {settings.size_px} px, batches of {settings.batch_size} triplets on {device}: one batch in memory "
-        f"{rates['held']:,.0f} images/s, cut from the cache {rates['cut']:,.0f} images/s, "
-        f"ratio {rates['cut'] / rates['held']:.2f}"
+        f"training: {region.cache.manifest.style}{context}, {settings.network}, {settings.size_px} px, "
+        f"{len(held.windows)} windows a step on {device}: one batch in memory {rates['held']:,.0f} windows/s, "
+        f"cut from the cache {rates['cut']:,.0f} windows/s, ratio {ratio:.3f}",
+        flush=True,
     )
 
 
@@ -140,7 +168,7 @@ def main() -> None:
         folder = Path(name)
         fetch_extract(Region(name="bench", extract=str(options.extract.resolve())), folder / "extract")
         rendering(folder, folder / "extract", options.repeats)
-        training(folder, folder / "extract", options.steps)
+        training(folder, folder / "extract", options.repeats, options.steps)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,10 @@ class EncoderError(GeobacterError):
     """An encoder cannot be trained, exported, loaded, or does not fit its input."""
 
 
+class EvaluationError(GeobacterError):
+    """Labels cannot be read, folds cannot be cut, or a label cannot be scored."""
+
+
 class RegistryError(GeobacterError):
     """MLflow's tracking server or registry cannot be reached or lacks what was asked for."""
 

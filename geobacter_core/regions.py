@@ -29,6 +29,7 @@ class Region(BaseModel):
         cell_resolution: H3 resolution of the region's embedding table.
         train: Whether the encoder is trained on the region's triplets.
         bounds: West, south, east, north in degrees; replaces those of the extract's header.
+        labels: A file of labels to evaluate encoders on, absolute (see `evaluation.labels`).
         tile_server: Address with `{z}`, `{x}` and `{y}` of the server that draws the region in style `osm-carto`.
     """
 
@@ -39,6 +40,7 @@ class Region(BaseModel):
     cell_resolution: Annotated[int, Field(ge=5, le=13)] = 10
     train: bool = False
     bounds: tuple[float, float, float, float] | None = None
+    labels: str | None = None
     tile_server: str | None = None
 
     @field_validator("bounds", mode="before")
@@ -116,7 +118,9 @@ def _load_region(path: Path, name: str, table: object) -> Region:
         region = TypeAdapter(Region).validate_python({"name": name, **table})
         scheme, rest = parse_source(region.extract)
         if scheme == "path":
-            return region.model_copy(update={"extract": str((path.parent / Path(rest).expanduser()).resolve())})
+            region = region.model_copy(update={"extract": _absolute(path, rest)})
+        if region.labels is not None:
+            region = region.model_copy(update={"labels": _absolute(path, region.labels)})
     except ValidationError as problem:
         first = problem.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "name"
@@ -124,6 +128,11 @@ def _load_region(path: Path, name: str, table: object) -> Region:
     except ValueError as problem:
         raise RegionsFileError(f"{where}, field 'extract': {problem}.") from None
     return region
+
+
+def _absolute(regions_file: Path, path: str) -> str:
+    """A path in a regions file, which is relative to that file."""
+    return str((regions_file.parent / Path(path).expanduser()).resolve())
 
 
 def find_region(regions: dict[str, Region], name: str) -> Region:

@@ -4,7 +4,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 from urllib.parse import unquote, urlsplit, urlunsplit
+
+from geobacter_core.errors import GeobacterError
+
+Promotion = Literal["automatic", "by-hand"]
 
 _PROJECT = Path(__file__).parents[1]
 
@@ -18,19 +23,24 @@ class Settings:
         regions_file: The `regions.toml` in force.
         tracking_uri: MLflow's tracking server, or an SQLite file under `data`.
         style: Name of the style that tiles are rendered in.
+        promotion: Whether an encoder that passes the gate becomes champion at once, or when a person says so.
     """
 
     data: Path
     regions_file: Path
     tracking_uri: str
     style: str = "carto"
+    promotion: Promotion = "automatic"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
-        """Read `GEOBACTER_DATA`, `GEOBACTER_REGIONS`, `GEOBACTER_STYLE` and `MLFLOW_TRACKING_URI`.
+        """Read `GEOBACTER_DATA`, `GEOBACTER_REGIONS`, `GEOBACTER_STYLE`, `GEOBACTER_PROMOTE`, `MLFLOW_TRACKING_URI`.
 
-        The defaults are `data` in the working folder, `regions.toml` there or else beside the packages, `carto`, and an
-        SQLite file in the data folder.
+        The defaults are `data` in the working folder, `regions.toml` there or else beside the packages, `carto`,
+        `automatic`, and an SQLite file in the data folder.
+
+        Raises:
+            GeobacterError: `GEOBACTER_PROMOTE` is neither `automatic` nor `by-hand`.
         """
         data = Path(environment.get("GEOBACTER_DATA") or "data").expanduser().resolve()
         regions = Path("regions.toml") if Path("regions.toml").is_file() else _PROJECT / "regions.toml"
@@ -39,6 +49,7 @@ class Settings:
             regions_file=Path(environment.get("GEOBACTER_REGIONS") or regions).expanduser().resolve(),
             tracking_uri=environment.get("MLFLOW_TRACKING_URI") or f"sqlite:///{data}/mlflow/mlflow.db",
             style=environment.get("GEOBACTER_STYLE") or "carto",
+            promotion=_promotion(environment.get("GEOBACTER_PROMOTE") or "automatic"),
         )
 
     def extract_folder(self, region: str) -> Path:
@@ -61,14 +72,39 @@ class Settings:
         """The region's embedding table."""
         return self.data / "embeddings" / region / "embeddings.parquet"
 
+    def evaluation_file(self, region: str) -> Path:
+        """Figures of the last evaluation of an encoder on a region."""
+        return self.evaluation_folder(region) / "evaluation.parquet"
+
     def report_folder(self, region: str) -> Path:
         """Pictures and the HTML page."""
         return self.data / "reports" / region
+
+    def evaluation_folder(self, region: str) -> Path:
+        """What probes of the region need: map features and tiles without what is asked for."""
+        return self.data / "evaluations" / region
 
     @property
     def mlflow_artifacts(self) -> Path:
         """Where MLflow keeps artifacts when the tracking store is the local SQLite file."""
         return self.data / "mlflow" / "artifacts"
+
+    @property
+    def checkpoints_folder(self) -> Path:
+        """What trainings under way need to go on where they were."""
+        return self.data / "checkpoints"
+
+    @property
+    def unsent_folder(self) -> Path:
+        """What trainings could not send to MLflow yet: a journal of metrics and a folder for each run."""
+        return self.data / "mlflow" / "unsent"
+
+
+def _promotion(text: str) -> Promotion:
+    for known in get_args(Promotion):
+        if text == known:
+            return known  # type: ignore[no-any-return]
+    raise GeobacterError(f"GEOBACTER_PROMOTE is '{text}'. Set it to automatic or by-hand; unset, it is automatic.")
 
 
 def redacted(text: str, uri: str) -> str:

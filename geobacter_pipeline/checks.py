@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -11,6 +12,7 @@ from geobacter_core.samples.triplets import triplets_problems
 from geobacter_core.tiles.cache import verify_cache
 from geobacter_pipeline.assets.embeddings import embedding_report, region_embeddings
 from geobacter_pipeline.assets.encoder import location_encoder
+from geobacter_pipeline.assets.evaluation import encoder_evaluation
 from geobacter_pipeline.assets.osm import map_features, osm_extract
 from geobacter_pipeline.assets.samples import triplet_samples
 from geobacter_pipeline.assets.tiles import tile_cache
@@ -18,14 +20,24 @@ from geobacter_pipeline.partitions import region_partitions
 from geobacter_pipeline.report_back import core_errors
 from geobacter_pipeline.resources import Geobacter
 
+if TYPE_CHECKING:
+    from geobacter_core.encoder.gate import Difference
+
 # Checks of a partition are new in Dagster 1.13, which says so at every import; constraints.txt pins what was tested.
 warnings.filterwarnings("ignore", category=dg.PreviewWarning, message=".*AssetCheckSpec.*")
 
 
-def _result(problems: Sequence[str]) -> dg.AssetCheckResult:
+def _warning(problems: Sequence[str]) -> dg.AssetCheckResult:
+    """A result that people should see, and that stops nothing."""
+    return _result(problems, dg.AssetCheckSeverity.WARN)
+
+
+def _result(
+    problems: Sequence[str], severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
+) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=not problems,
-        severity=dg.AssetCheckSeverity.ERROR,
+        severity=severity,
         description=" ".join(problems[:3]) or "All is as the contract says.",
         metadata={"problems": dg.MetadataValue.json(list(problems))},
     )
@@ -63,26 +75,54 @@ def samples_fit_contract(context: dg.AssetCheckExecutionContext, geobacter: Geob
 
 @dg.asset_check(asset=location_encoder, blocking=True)
 def challenger_becomes_champion(geobacter: Geobacter) -> dg.AssetCheckResult:
-    """The challenger beats random weights and is not worse than the champion; then it is the champion."""
+    """The challenger is better than random weights and not worse than the champion; then it becomes the champion."""
+    from geobacter_core.encoder.gate import RULE, judge, settle
+
     with core_errors():
         registry = geobacter.registry()
-        verdict = registry.judge(geobacter.training_data())
-        if verdict.passed:
-            registry.promote(verdict.challenger)
-    champion = verdict.champion_scores
+        verdict = judge(registry, geobacter.training_data())
+        what_now = settle(registry, verdict)
     return dg.AssetCheckResult(
         passed=verdict.passed,
-        description=verdict.reason,
+        description=f"{verdict.reason} {what_now}",
         metadata={
-            "rule": "triplet accuracy > random weights, and ≥ the present champion, on the same test triplets",
+            "rule": RULE,
+            "figures": dg.MetadataValue.md(verdict.table()),
             "challenger": verdict.challenger.name,
-            "challenger_triplet_accuracy": verdict.challenger_scores.triplet_accuracy,
-            "random_triplet_accuracy": verdict.random_scores.triplet_accuracy,
             "champion_before": verdict.champion.name if verdict.champion else "none",
-            **({"champion_triplet_accuracy": champion.triplet_accuracy} if champion else {}),
-            "test_triplets": verdict.challenger_scores.n,
+            "retrieval_to_random": verdict.to_random.mean,
+            "retrieval_to_random_standard_error": verdict.to_random.standard_error,
+            **_to_champion(verdict.to_champion),
+            "test_triplets": sum(region.n for region in verdict.regions),
         },
     )
+
+
+def _to_champion(difference: "Difference | None") -> dict[str, float]:
+    if difference is None:
+        return {}
+    return {
+        "retrieval_to_champion": difference.mean,
+        "retrieval_to_champion_standard_error": difference.standard_error,
+    }
+
+
+@dg.asset_check(asset=encoder_evaluation, partitions_def=region_partitions)
+def encoder_beats_baselines(context: dg.AssetCheckExecutionContext, geobacter: Geobacter) -> dg.AssetCheckResult:
+    """On the mean over hidden semantics, the encoder is better than random weights and every other baseline."""
+    from geobacter_core.evaluation.store import baseline_problems
+
+    with core_errors():
+        return _warning(baseline_problems(geobacter.settings.evaluation_file(context.partition_key)))
+
+
+@dg.asset_check(asset=encoder_evaluation, partitions_def=region_partitions)
+def embeddings_have_not_collapsed(context: dg.AssetCheckExecutionContext, geobacter: Geobacter) -> dg.AssetCheckResult:
+    """No dimension is the same everywhere, and the effective rank is a tenth of the dimensions or more."""
+    from geobacter_core.evaluation.store import collapse_problems
+
+    with core_errors():
+        return _warning(collapse_problems(geobacter.settings.evaluation_file(context.partition_key)))
 
 
 @dg.asset_check(asset=region_embeddings, partitions_def=region_partitions)
@@ -110,6 +150,8 @@ ALL_CHECKS = [
     tiles_have_their_digests,
     samples_fit_contract,
     challenger_becomes_champion,
+    encoder_beats_baselines,
+    embeddings_have_not_collapsed,
     embeddings_fit_contract,
     report_is_self_contained,
 ]

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from geobacter_pipeline.assets import embeddings, encoder, osm, samples, tiles
+from geobacter_pipeline.assets import embeddings, encoder, evaluation, osm, samples, sweep, tiles
 from geobacter_pipeline.checks import ALL_CHECKS
 from geobacter_pipeline.jobs import ALL_JOBS
 from geobacter_pipeline.loggers import concise
@@ -10,7 +10,7 @@ from geobacter_pipeline.resources import Geobacter
 from geobacter_pipeline.schedules import nightly_reembedding
 
 defs = dg.Definitions(
-    assets=dg.load_assets_from_modules([osm, tiles, samples, encoder, embeddings]),
+    assets=dg.load_assets_from_modules([osm, tiles, samples, encoder, evaluation, sweep, embeddings]),
     asset_checks=ALL_CHECKS,
     jobs=ALL_JOBS,
     schedules=[nightly_reembedding],

@@ -10,14 +10,33 @@ build_region = dg.define_asset_job(
 
 train_encoder = dg.define_asset_job(
     "train_encoder",
-    selection=["location_encoder"],
+    selection=["location_encoder", "champion_encoder"],
     description="Trains an encoder on every training region; it becomes champion if it passes the gate.",
+)
+
+evaluate_encoder = dg.define_asset_job(
+    "evaluate_encoder",
+    selection=["champion_encoder", "encoder_evaluation"],
+    description="What the champion knows about a region, against baselines on the same folds.",
+)
+
+sweep_encoders = dg.define_asset_job(
+    "sweep_encoders",
+    selection=["encoder_sweep"],
+    description="Short trainings, one setting changed at a time: which settings make a good encoder.",
 )
 
 reembed_region = dg.define_asset_job(
     "reembed_region",
-    selection=["osm_extract", "map_features", "tile_cache", "region_embeddings", "embedding_report"],
+    selection=[
+        "osm_extract",
+        "map_features",
+        "tile_cache",
+        "champion_encoder",
+        "region_embeddings",
+        "embedding_report",
+    ],
     description="Brings a region's table up to date with the map and the champion: extract, tiles, table, report.",
 )
 
-ALL_JOBS = [build_region, train_encoder, reembed_region]
+ALL_JOBS = [build_region, train_encoder, evaluate_encoder, sweep_encoders, reembed_region]

@@ -1,6 +1,6 @@
 """What needs a run: assets that are missing or stale by Dagster's book, or whose files are gone or set up otherwise."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
@@ -15,6 +15,9 @@ from geobacter_core.settings import Settings
 from geobacter_core.tiles.cache import open_cache
 from geobacter_core.tiles.chunk import chunk_file
 from geobacter_pipeline.partitions import REGIONS
+
+if TYPE_CHECKING:
+    from geobacter_core.encoder.version import EncoderVersion
 
 
 class _Context(LoadingContext):
@@ -44,7 +47,7 @@ class Staleness:
         """Whether an asset should be materialised."""
         if self._resolver.get_status(dg.AssetKey(asset), region) != StaleStatus.FRESH:
             return True
-        return not (_is_there(asset, REGIONS[region]) if region is not None else _has_champion())
+        return not (_is_there(asset, REGIONS[region]) if region is not None else _champion() is not None)
 
 
 def _is_there(asset: str, region: Region) -> bool:
@@ -75,13 +78,18 @@ def _tiles_are_there(settings: Settings, region: Region) -> bool:
 
 
 def _table_is_there(settings: Settings, region: Region) -> bool:
+    """Whether the table is there and made by the champion, who may have been promoted since Dagster last looked."""
     from geobacter_core.embeddings.table import read_metadata
 
     metadata = read_metadata(settings.embeddings_file(region.name))
-    return bool(metadata["cell_resolution"] == region.cell_resolution)
+    champion = _champion()
+    return bool(
+        metadata["cell_resolution"] == region.cell_resolution
+        and (champion is None or metadata["encoder_digest"] == champion.digest)
+    )
 
 
-def _has_champion() -> bool:
+def _champion() -> "EncoderVersion | None":
     from geobacter_core.encoder.registry import Registry
 
-    return Registry(Settings.from_environment()).find_champion() is not None
+    return Registry(Settings.from_environment()).find_champion()

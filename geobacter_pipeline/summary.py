@@ -36,3 +36,13 @@ def summary(regions: Sequence[str]) -> str:
         "",
     ]
     return "\n".join(lines) + "\n"
+
+
+def figures(region: str | None) -> str:
+    """The table of a region's evaluation, or of the sweep where no region is given, and where the pictures are."""
+    settings = Settings.from_environment()
+    if region is None:
+        folder = settings.data / "sweeps"
+        return f"{(folder / 'sweep.md').read_text(encoding='utf-8')}\n  picture  {folder / 'sweep.png'}\n"
+    folder = settings.evaluation_folder(region)
+    return f"{(folder / 'evaluation.md').read_text(encoding='utf-8')}\n  pictures  {folder}\n"

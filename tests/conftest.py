@@ -208,9 +208,12 @@ def registration(helsinki: Built):
     from geobacter_core.encoder.data import RegionData
     from geobacter_core.encoder.registry import Registry
     from geobacter_core.encoder.settings import TrainSettings
+    from geobacter_core.encoder.tracking import train_tracked
 
     registry = Registry(helsinki.settings)
-    settings = TrainSettings(size_px=32, embedding_dim=16, batch_size=20, max_epochs=1, max_seconds=120)
+    settings = TrainSettings(
+        network="small", size_px=32, embedding_dim=16, batch_size=20, max_epochs=1, max_seconds=120
+    )
     data = [RegionData(helsinki.region.name, helsinki.triplets, helsinki.cache)]
     tags = {"dagster.run_id": "run-1", "dagster.asset_key": "location_encoder"}
-    return registry.register(data, settings, tags, lambda examples: PIL.Image.new("RGB", (8, 8), "green"))
+    return train_tracked(registry, data, settings, tags, lambda examples: PIL.Image.new("RGB", (8, 8), "green"))

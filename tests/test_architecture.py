@@ -9,7 +9,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CORE = REPOSITORY / "geobacter_core"
-LAYERS = ["base", "osm", "tiles", "samples", "encoder", "embeddings", "top"]
+LAYERS = ["base", "osm", "tiles", "samples", "encoder", "evaluation", "embeddings", "top"]
 BASE = {"errors", "files", "geo", "regions", "settings"}
 
 

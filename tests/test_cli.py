@@ -41,6 +41,9 @@ COMMANDS = [
     "tiles show",
     "tiles coverage",
     "samples generate",
+    "encoder list",
+    "encoder promote",
+    "encoder import",
 ]
 
 
@@ -90,7 +93,7 @@ def left_by_a_killed_build(folder):
 # Help, and how the command ends
 
 
-@pytest.mark.parametrize("command", ["", "regions", "tiles", "samples", *COMMANDS])
+@pytest.mark.parametrize("command", ["", "regions", "tiles", "samples", "encoder", *COMMANDS])
 def test_every_command_has_help_that_fits_100_columns(command, geobacter):
     result = geobacter(*command.split(), "--help")
     assert result.exit_code == 0

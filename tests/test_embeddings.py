@@ -14,7 +14,7 @@ import shapely
 from geobacter_core.embeddings.embed import embed_region
 from geobacter_core.embeddings.query import interpolate, similar
 from geobacter_core.embeddings.table import COLUMNS, read_table
-from geobacter_core.encoder.registry import Encoder
+from geobacter_core.encoder.version import Encoder
 from geobacter_core.errors import EmbeddingsError
 from geobacter_core.geo import cells_within
 from geobacter_core.tiles.window import WindowReader

@@ -18,8 +18,10 @@ from geobacter_pipeline.partitions import REGIONS, training_regions
 from geobacter_pipeline.resources import check_run_config
 from geobacter_pipeline.staleness import Staleness
 
+CHALLENGER = "challenger"
 SAMPLES = {"triplet_samples": {"config": {"sample_count": 150}}}
-TRAINING = {"location_encoder": {"config": {"max_seconds": 6, "batch_size": 8, "size_px": 32, "embedding_dim": 16}}}
+TINY = {"network": "small", "max_steps": 60, "batch_size": 16, "size_px": 32, "embedding_dim": 16}
+TRAINING = {"location_encoder": {"config": TINY}}
 
 
 def run(instance: dg.DagsterInstance, job: str, region: str | None = None, **ops: object) -> dg.ExecuteInProcessResult:
@@ -59,8 +61,8 @@ def graph(data: Path) -> dg.DagsterInstance:
             assert run(instance, "build_region", region, **SAMPLES).success
         trained = run(instance, "train_encoder", **TRAINING)
         verdict = trained.get_asset_check_evaluations()[0]
-        if not verdict.passed:  # six seconds of training may lose to random weights; the graph goes on all the same
-            from geobacter_core.encoder.registry import CHALLENGER, Registry
+        if not verdict.passed:  # sixty steps of training may lose to random weights; the graph goes on all the same
+            from geobacter_core.encoder.registry import Registry
 
             registry = Registry(Settings.from_environment())
             challenger = registry.version(CHALLENGER)
@@ -78,7 +80,8 @@ def test_definitions_hold_every_asset_with_group_owner_kind_and_description() ->
     nodes = {node.key.to_user_string(): node for node in defs.resolve_asset_graph().asset_nodes}
     assert set(nodes) == {
         "osm_extract", "map_features", "tile_cache", "triplet_samples",
-        "location_encoder", "region_embeddings", "embedding_report",
+        "location_encoder", "champion_encoder", "encoder_evaluation", "encoder_sweep",
+        "region_embeddings", "embedding_report",
     }  # fmt: skip
     for node in nodes.values():
         assert node.description
@@ -87,7 +90,7 @@ def test_definitions_hold_every_asset_with_group_owner_kind_and_description() ->
         assert node.group_name in {"map", "encoder", "embeddings"}
         assert node.code_version
     partitioned = {name for name, node in nodes.items() if node.partitions_def is not None}
-    assert set(nodes) - partitioned == {"location_encoder"}
+    assert set(nodes) - partitioned == {"location_encoder", "champion_encoder", "encoder_sweep"}
 
 
 def test_loading_definitions_imports_neither_torch_nor_mlflow() -> None:
@@ -102,10 +105,33 @@ def test_loading_definitions_imports_neither_torch_nor_mlflow() -> None:
 def test_code_versions_written_apart_from_the_core_are_those_of_the_core() -> None:
     from geobacter_core.embeddings import embed
     from geobacter_core.encoder import train
-    from geobacter_pipeline.assets import embeddings, encoder
+    from geobacter_core.evaluation import evaluate
+    from geobacter_pipeline.assets import embeddings, encoder, evaluation
 
+    assert evaluation.CODE_VERSION == evaluate.VERSION
     assert encoder.CODE_VERSION == train.VERSION
     assert embeddings.TABLE_VERSION == embed.VERSION
+
+
+def test_an_evaluation_shows_its_figures_and_is_in_the_run_and_the_card_of_the_champion(
+    graph: dg.DagsterInstance, data: Path
+) -> None:
+    from geobacter_core.encoder.registry import Registry
+
+    config = {"n_places": 400, "forest": False}
+    result = run(graph, "evaluate_encoder", "helsinki", encoder_evaluation={"config": config})
+    assert result.success  # a baseline may be better than so little training: that check only warns
+    metadata = result.asset_materializations_for_node("encoder_evaluation")[0].metadata
+    assert "mean over hidden semantics, tag counts" in metadata
+    assert "| question |" in str(metadata["summary"].value)
+    registry = Registry(Settings.from_environment())
+    champion = registry.champion()
+    run_ = registry.client.get_run(champion.run_id)
+    assert "eval_helsinki_hidden_semantics_encoder" in run_.data.metrics
+    assert "### helsinki" in (registry.client.get_model_version("geobacter", str(champion.version)).description or "")
+    assert {"evaluation.parquet", "evaluation.md", "probes.png"} <= {
+        path.name for path in (data / "evaluations" / "helsinki").iterdir()
+    }
 
 
 def test_the_schedule_is_off_and_asks_for_every_region() -> None:
@@ -184,6 +210,66 @@ def test_nothing_is_stale_after_a_build_and_what_is_gone_is(graph: dg.DagsterIns
     hidden = page.rename(page.with_suffix(".hidden"))
     assert staleness.needs("embedding_report", "helsinki")
     hidden.rename(page)
+
+
+def status(graph: dg.DagsterInstance, asset: str, region: str | None) -> str:
+    """What the UI shows: FRESH, STALE or MISSING."""
+    staleness = Staleness(graph, defs)
+    return str(staleness._resolver.get_status(dg.AssetKey(asset), region).value)
+
+
+def test_a_training_that_is_refused_makes_no_table_stale_and_the_check_says_why(graph: dg.DagsterInstance) -> None:
+    """One step of training, next to a champion of sixty: made worse on purpose."""
+    from geobacter_core.encoder.registry import Registry
+
+    registry = Registry(Settings.from_environment())
+    champion = registry.champion()
+    result = run(graph, "train_encoder", location_encoder={"config": {**TINY, "max_steps": 1}})
+    (verdict,) = result.get_asset_check_evaluations()
+    assert not verdict.passed
+    assert "Refused: " in str(verdict.description)
+    shown = {name: value.value for name, value in verdict.metadata.items()}
+    assert "standard errors" in str(shown["rule"])
+    for region in training_regions:
+        assert f"| {region} |" in str(shown["figures"])
+    assert shown["champion_before"] == champion.name
+    assert registry.champion() == champion
+    assert registry.version(CHALLENGER) != champion
+    assert status(graph, "location_encoder", None) == "FRESH"
+    for region in training_regions:
+        assert status(graph, "region_embeddings", region) == "FRESH"
+        assert not Staleness(graph, defs).needs("region_embeddings", region)
+
+
+def test_a_promotion_by_hand_makes_the_tables_stale_and_they_are_made_anew(graph: dg.DagsterInstance) -> None:
+    from geobacter_core.encoder.registry import Registry
+
+    registry = Registry(Settings.from_environment())
+    before, challenger = registry.champion(), registry.version(CHALLENGER)
+    assert challenger is not None
+    registry.promote(challenger)
+    # The launcher sees it at once, in the files; the UI once the champion has been observed.
+    assert Staleness(graph, defs).needs("region_embeddings", "kotka")
+    assert status(graph, "region_embeddings", "kotka") == "FRESH"
+    observed = defs.resolve_job_def("train_encoder").execute_in_process(
+        instance=graph, asset_selection=[dg.AssetKey("champion_encoder")]
+    )
+    assert observed.success
+    for region in training_regions:
+        assert status(graph, "region_embeddings", region) == "STALE"
+    assert main(["embed", "kotka"]) == 0
+    assert status(graph, "region_embeddings", "kotka") == "FRESH"
+    assert status(graph, "region_embeddings", "helsinki") == "STALE"
+    table = gpd.read_parquet(Settings.from_environment().embeddings_file("kotka"))
+    assert set(table["encoder"]) == {challenger.name}
+    # And back.
+    previous = registry.version("previous-champion")
+    assert previous == before
+    registry.promote(before)
+    for region in training_regions:
+        assert main(["embed", region]) == 0
+        assert status(graph, "region_embeddings", region) == "FRESH"
+    assert not Staleness(graph, defs).needs("region_embeddings", "helsinki")
 
 
 def test_the_run_is_traced_in_mlflow(graph: dg.DagsterInstance) -> None:

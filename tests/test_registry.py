@@ -1,4 +1,4 @@
-"""Encoders in MLflow: what a run has, how a model is loaded, who becomes champion, and a server that is away."""
+"""Encoders in MLflow: what a version knows, how it is loaded and promoted, and a server that is away at the start."""
 
 import os
 import socketserver
@@ -12,13 +12,15 @@ from http.server import BaseHTTPRequestHandler
 import mlflow
 import numpy as np
 import pytest
-from conftest import settings_in
+import torch
+from typer.testing import CliRunner
 
-from geobacter_core.encoder.data import RegionData
-from geobacter_core.encoder.evaluate import Scores
-from geobacter_core.encoder.network import weights_digest
-from geobacter_core.encoder.registry import CHALLENGER, CHAMPION, EncoderVersion, Registry, _check_answer, _rule
-from geobacter_core.errors import EncoderError, RegistryError
+from geobacter_core.cli import app
+from geobacter_core.encoder.network import NetworkSpec, random_network, weights_digest
+from geobacter_core.encoder.registry import CHALLENGER, CHAMPION, Registry, export
+from geobacter_core.encoder.store import check_answer
+from geobacter_core.encoder.version import EncoderVersion, version_of
+from geobacter_core.errors import EncoderError, GeobacterError, RegistryError
 from geobacter_core.settings import Settings
 
 
@@ -28,65 +30,12 @@ def registry(helsinki, registration):
 
 
 @pytest.fixture(scope="module")
-def run(registry, registration):
-    return registry.client.get_run(registration.version.run_id)
-
-
-@pytest.fixture(scope="module")
 def encoder(registry, registration):
     return registry.load(registration.version)
 
 
 def noise(n, side=32):
     return np.random.default_rng(0).integers(0, 256, (n, 3, side, side), dtype=np.uint8)
-
-
-def test_the_run_has_every_parameter(run):
-    params = run.data.params
-    assert {name: params[name] for name in ("size_px", "embedding_dim", "batch_size", "max_epochs", "seed")} == {
-        "size_px": "32",
-        "embedding_dim": "16",
-        "batch_size": "20",
-        "max_epochs": "1",
-        "seed": "1",
-    }
-    assert {name: params[name] for name in ("style", "size_m", "network")} == {
-        "style": "carto",
-        "size_m": "200.0",
-        "network": "resnet18",
-    }
-    assert run.info.status == "FINISHED"
-
-
-def test_the_run_has_its_inputs_with_their_data_versions(run, helsinki):
-    (logged,) = run.inputs.dataset_inputs
-    assert logged.dataset.digest == helsinki.triplets.digest[: len(logged.dataset.digest)]
-    assert len(logged.dataset.digest) >= 32
-    assert "helsinki" in logged.dataset.name
-    assert helsinki.cache.manifest.digest[:12] in logged.dataset.name
-    assert helsinki.extract.sha256[:12] in logged.dataset.name
-
-
-def test_the_run_has_loss_per_step_and_scores_per_epoch(run, registry, registration):
-    losses = registry.client.get_metric_history(run.info.run_id, "loss")
-    assert [metric.step for metric in losses] == list(range(1, registration.trained.n_steps + 1))
-    metrics = run.data.metrics
-    for name in ("triplet_accuracy", "recall_at_1", "recall_at_10"):
-        assert metrics[f"test_{name}"] == getattr(registration.trained.scores, name)
-        assert metrics[f"random_{name}"] == getattr(registration.trained.random, name)
-    assert metrics["step_images_per_s"] > 0
-    assert metrics["images_per_s"] > 0
-
-
-def test_the_run_has_its_tags(run):
-    assert run.data.tags["dagster.run_id"] == "run-1"
-    assert run.data.tags["dagster.asset_key"] == "location_encoder"
-    assert run.data.tags["code_version"]
-
-
-def test_the_run_has_its_picture(run, registry):
-    (picture,) = registry.client.list_artifacts(run.info.run_id, "pictures")
-    assert picture.path.endswith(".png")
 
 
 def test_the_version_knows_its_windows_and_weights(registration, registry):
@@ -177,78 +126,220 @@ def test_damaged_weights_are_refused(registry, registration):
         registry.load(dataclasses.replace(registration.version, digest="0" * 64))
 
 
-def test_the_challenger_is_judged_and_promoted(registry, registration, helsinki):
-    with pytest.raises(RegistryError, match=r"has no geobacter@champion. Materialise location_encoder"):
-        registry.champion()
-    regions = [RegionData("helsinki", helsinki.triplets, helsinki.cache)]
-    verdict = registry.judge(regions)
-    assert verdict.challenger == registration.version
-    assert verdict.challenger_scores.n == registration.trained.scores.n
-    assert verdict.challenger_scores.triplet_accuracy == pytest.approx(
-        registration.trained.scores.triplet_accuracy, abs=0.1
+TAGS = {
+    "weights_digest": "0" * 64,
+    "style": "thematic",
+    "style_version": "3",
+    "size_m": "300",
+    "context_m": "900",
+    "size_px": "96",
+    "n_channels": "12",
+    "network": "small",
+    "embedding_dim": "32",
+    "seed": "5",
+    "test_triplet_accuracy": "0.81",
+    "random_triplet_accuracy": "0.63",
+}
+
+
+def test_a_version_is_what_its_tags_say():
+    version = version_of(7, "run", TAGS)
+    assert version == EncoderVersion(
+        7, "run", "0" * 64, "thematic", 300.0, 96, 12, 32, 5, 0.81, 0.63, "3", "small", 900.0
     )
-    better = verdict.challenger_scores.triplet_accuracy > verdict.random_scores.triplet_accuracy
-    assert verdict.passed == better
-    assert verdict.champion is None
-    try:
-        registry.promote(registration.version)
-        assert registry.champion() == registration.version
-        again = registry.judge(regions)
-        assert again.champion == registration.version
-        assert again.champion_scores == again.challenger_scores
-        assert again.passed == better
-    finally:
-        registry.client.delete_registered_model_alias("geobacter", CHAMPION)
+    assert (version.n_scales, version.spec.n_planes, version.style_label) == (2, 24, "thematic/3")
 
 
-def version(number, style="carto"):
-    return EncoderVersion(number, "run", "0" * 64, style, 200.0, 64, 3, 16, 1, 0.8, 0.7)
-
-
-def accuracy(value):
-    return Scores(value, 0.1, 0.2, 500)
+def test_versions_of_before_a_tag_was_written_are_known():
+    old = {name: tag for name, tag in TAGS.items() if name not in ("network", "context_m", "style_version")}
+    version = version_of(7, "run", old)
+    assert (version.network, version.context_m, version.style_version, version.n_scales) == ("resnet18", None, "1", 1)
+    assert version_of(7, "run", {**TAGS, "context_m": ""}).context_m is None
 
 
 @pytest.mark.parametrize(
-    ("ours", "random", "champion", "passed", "says"),
+    ("tags", "says"),
     [
-        (0.8, 0.7, None, True, "there was no champion"),
-        (0.7, 0.7, None, False, "no better than random weights (0.700)"),
-        (0.6, 0.7, None, False, "no better than random weights"),
-        (0.8, 0.7, 0.75, True, "champion geobacter/1 0.750"),
-        (0.8, 0.7, 0.8, True, "on the same 500 test triplets"),
-        (0.79, 0.7, 0.8, False, "geobacter/2 has triplet accuracy 0.790, champion geobacter/1 0.800"),
-        (0.65, 0.7, 0.6, False, "no better than random weights"),
-        (float("nan"), 0.7, None, False, "random weights"),
+        ({**TAGS, "size_px": "large"}, "has a tag that cannot be read"),
+        ({**TAGS, "network": "vit"}, r"has a tag that cannot be read \(network 'vit' is none of small, resnet18"),
+        ({"style": "carto"}, "has no tag 'weights_digest'"),
     ],
 )
-def test_who_becomes_champion(ours, random, champion, passed, says):
-    scores = None if champion is None else accuracy(champion)
-    found, reason = _rule(version(2), accuracy(ours), accuracy(random), version(1) if scores else None, scores)
-    assert found is passed
-    assert says in reason
+def test_a_version_that_is_not_ours_is_refused_by_name(tags, says):
+    with pytest.raises(RegistryError, match=rf"geobacter version 7 {says}.*not one of ours"):
+        version_of(7, "run", tags)
 
 
-def test_every_style_has_a_champion_of_its_own(registration, helsinki):
+def test_an_encoder_with_context_is_exported_for_any_number_of_windows(registry, tmp_path):
+    network = random_network(NetworkSpec("small", 3, 2, 8), seed=1).eval()
+    windows = torch.from_numpy(noise(10)).reshape(5, 6, 32, 32)
+    export(network, tmp_path / "model", windows, {"embedding_dim": "8"})
+    loaded = mlflow.pytorch.load_model(str(tmp_path / "model"))
+    for n in (1, 5):
+        np.testing.assert_allclose(loaded(windows[:n]).detach(), network(windows[:n]).detach(), atol=1e-5)
+
+
+def test_random_weights_have_the_trained_encoders_normalisation(registry, registration):
+    untrained, trained = registry.load_untrained(registration.version), registration.trained
+    scores = trained.test.score(untrained.encode)
+    assert scores.triplet_accuracy == pytest.approx(trained.random.triplet_accuracy, abs=0.05)
+    assert not np.allclose(untrained.encode(noise(2)), registry.load(registration.version).encode(noise(2)))
+
+
+@pytest.fixture
+def twin(registry, registration):
+    """Further versions with the artifacts of the registered one; no alias and none of them is left after the test."""
+    found = registry.client.get_model_version("geobacter", str(registration.version.version))
+    numbers = []
+
+    def make(**tags):
+        made = registry.client.create_model_version(
+            "geobacter", found.source, registration.version.run_id, tags={**found.tags, **tags}
+        )
+        numbers.append(str(made.version))
+        return registry.version(numbers[-1])
+
+    yield make
+    for alias in registry.aliases():
+        if alias != CHALLENGER:
+            registry.client.delete_registered_model_alias("geobacter", alias)
+    for number in numbers:
+        registry.client.delete_model_version("geobacter", number)
+
+
+def test_there_is_no_champion_before_one_is_promoted(registry, registration):
+    with pytest.raises(RegistryError, match=r"has no geobacter@champion. Materialise location_encoder"):
+        registry.champion()
+
+
+def test_the_previous_champion_stays_and_can_be_had_back(registry, registration, twin):
+    first, second = registration.version, twin()
+    assert registry.promote(first) is None
+    assert registry.aliases() == {CHALLENGER: first.version, CHAMPION: first.version}
+    assert registry.promote(second) == first
+    assert registry.aliases() == {
+        CHALLENGER: first.version,
+        CHAMPION: second.version,
+        "previous-champion": first.version,
+    }
+    assert registry.promote(second) is None  # again: nothing changes, above all not who was before
+    previous = registry.version("previous-champion")
+    assert previous == first
+    registry.load(previous)
+    assert registry.promote(previous) == second
+    assert (registry.champion(), registry.version("previous-champion")) == (first, second)
+
+
+def test_versions_come_newest_first_without_those_of_others(registry, registration, twin):
+    second = twin()
+    source = registry.client.get_model_version("geobacter", str(second.version)).source
+    foreign = registry.client.create_model_version("geobacter", source, second.run_id)
+    try:
+        assert registry.versions() == [second, registration.version]
+        with pytest.raises(RegistryError, match="not one of ours"):
+            registry.version(str(foreign.version))
+    finally:
+        registry.client.delete_model_version("geobacter", str(foreign.version))
+
+
+def test_every_style_has_a_champion_and_a_previous_one_of_its_own(registration, helsinki, twin):
     carto = Registry(helsinki.settings)
     thematic = Registry(replace(helsinki.settings, style="thematic"))
-    other = replace(registration.version, style="thematic")
+    one, two = twin(style="thematic"), twin(style="thematic")
     assert (carto.champion_alias, thematic.champion_alias) == ("champion", "champion")
-    try:
-        carto.promote(registration.version)
-        assert carto.find_champion() == registration.version
-        assert (carto.champion_alias, thematic.champion_alias) == ("champion", "champion-thematic")
-        assert thematic.find_champion() is None
-        with pytest.raises(RegistryError, match=r"has no geobacter@champion-thematic. Materialise location_encoder"):
-            thematic.champion()
-        thematic.promote(other)
-        found = thematic.version("champion-thematic")
-        assert found is not None
-        assert found.version == other.version
-        assert carto.find_champion() == registration.version
-    finally:
-        for alias in ("champion", "champion-thematic"):
-            carto.client.delete_registered_model_alias("geobacter", alias)
+    carto.promote(registration.version)
+    assert carto.find_champion() == registration.version
+    assert (carto.champion_alias, thematic.champion_alias) == ("champion", "champion-thematic")
+    assert thematic.find_champion() is None
+    with pytest.raises(RegistryError, match=r"has no geobacter@champion-thematic. Materialise location_encoder"):
+        thematic.champion()
+    thematic.promote(one)
+    thematic.promote(two)
+    assert thematic.champion() == two
+    assert thematic.version("previous-champion-thematic") == one
+    assert carto.champion() == registration.version
+    assert carto.version("previous-champion") is None
+    with pytest.raises(RegistryError, match=r"style 'thematic', this installation's.*Set GEOBACTER_STYLE=thematic"):
+        carto.promote(two)
+
+
+def test_results_of_an_evaluation_go_to_the_run_the_card_and_the_description(registry, registration, tmp_path):
+    version = registration.version
+    (tmp_path / "table.csv").write_text("a,b")
+    registry.log_evaluation(version, "kotka", {"eval_kotka_r2": 0.5}, [tmp_path / "table.csv"], "| R² | 0.5 |")
+    run = registry.client.get_run(version.run_id)
+    assert run.data.metrics["eval_kotka_r2"] == 0.5
+    (file,) = registry.client.list_artifacts(version.run_id, "evaluation/kotka")
+    assert file.path == "evaluation/kotka/table.csv"
+    card = mlflow.artifacts.load_text(f"runs:/{version.run_id}/model_card.md")
+    assert "### kotka\n\n| R² | 0.5 |" in card
+    description = registry.client.get_model_version("geobacter", str(version.version)).description
+    assert "| R² | 0.5 |" in description
+    assert description.startswith("# Geobacter encoder")
+
+
+# The commands
+
+
+@pytest.fixture
+def geobacter(helsinki):
+    """Run the command over Helsinki's data folder."""
+
+    def run(*args, style="carto"):
+        environment = {"GEOBACTER_DATA": str(helsinki.settings.data), "GEOBACTER_STYLE": style}
+        return CliRunner(env=environment).invoke(app, ["encoder", *args])
+
+    return run
+
+
+def test_encoders_are_listed_with_their_aliases(geobacter, registry, registration, twin):
+    second = twin(style="thematic", context_m="800")
+    registry.promote(registration.version)
+    header, newest, oldest = geobacter("list").stdout.splitlines()
+    assert header.split()[:3] == ["version", "alias", "style"]
+    assert newest.split()[:2] == [str(second.version), "thematic/1"]
+    assert "200 m in 800 m, 32 px" in newest
+    assert oldest.split()[:4] == [str(registration.version.version), "challenger,", "champion", "carto/1"]
+    assert oldest.split()[-1] == f"{registration.version.random_accuracy:.3f}"
+
+
+def test_a_version_is_promoted_by_number_and_taken_back_by_alias(geobacter, registry, registration, twin):
+    second = twin()
+    registry.promote(registration.version)
+    result = geobacter("promote", str(second.version))
+    assert result.exit_code == 0
+    assert result.stdout.startswith(
+        f"{second.name} is now champion; {registration.version.name} was it before. Embed the regions anew"
+    )
+    assert registry.champion() == second
+    assert geobacter("promote", str(second.version)).stdout == f"{second.name} is champion already.\n"
+    assert geobacter("promote", "previous-champion").exit_code == 0
+    assert registry.champion() == registration.version
+
+
+@pytest.mark.parametrize("name", ["999", "nobody"])
+def test_a_version_that_does_not_exist_is_not_promoted(geobacter, registration, name):
+    result = geobacter("promote", name)
+    assert result.exit_code == 1
+    assert f"has no encoder '{name}'. What there is: geobacter encoder list" in result.stderr
+
+
+def test_a_version_of_another_style_is_not_promoted(geobacter, registry, registration):
+    result = geobacter("promote", str(registration.version.version), style="thematic")
+    assert result.exit_code == 1
+    assert "Set GEOBACTER_STYLE=carto to promote it" in result.stderr
+    assert registry.find_champion() is None
+
+
+def test_how_to_promote_is_one_of_two_words():
+    assert Settings.from_environment({}).promotion == "automatic"
+    assert Settings.from_environment({"GEOBACTER_PROMOTE": ""}).promotion == "automatic"
+    assert Settings.from_environment({"GEOBACTER_PROMOTE": "by-hand"}).promotion == "by-hand"
+    with pytest.raises(GeobacterError, match=r"GEOBACTER_PROMOTE is 'never'. Set it to automatic or by-hand"):
+        Settings.from_environment({"GEOBACTER_PROMOTE": "never"})
+
+
+# A server that is away
 
 
 def with_uri(tmp_path, uri):
@@ -300,12 +391,12 @@ def half_dead_server():
 
 
 def test_a_server_behind_user_and_password_is_found(half_dead_server):
-    _check_answer(f"http://me:hunter2@127.0.0.1:{half_dead_server}")
+    check_answer(f"http://me:hunter2@127.0.0.1:{half_dead_server}")
 
 
 def test_a_server_that_fails_later_is_an_error_of_ours_without_secrets(half_dead_server, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr("geobacter_core.encoder.registry._check_answer", lambda uri: None)
+    monkeypatch.setattr("geobacter_core.encoder.store.check_answer", lambda uri: None)
     before = mlflow.get_tracking_uri()
     try:
         with pytest.raises(RegistryError, match=r"MLflow at http://127\.0\.0\.1") as caught:
@@ -325,16 +416,5 @@ def test_a_store_that_cannot_be_opened_is_named(tmp_path):
     try:
         with pytest.raises(RegistryError, match="MLflow"):
             Registry(with_uri(tmp_path, f"sqlite:///{tmp_path}/mlflow.db"))
-    finally:
-        mlflow.set_tracking_uri(before)
-
-
-def test_an_empty_registry_has_nobody_to_judge(tmp_path):
-    before = mlflow.get_tracking_uri()
-    try:
-        registry = Registry(settings_in(tmp_path))
-        assert registry.version(CHALLENGER) is None
-        with pytest.raises(RegistryError, match=r"no geobacter@challenger to judge. Materialise location_encoder"):
-            registry.judge([])
     finally:
         mlflow.set_tracking_uri(before)

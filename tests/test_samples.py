@@ -14,19 +14,19 @@ from pydantic import ValidationError
 
 from geobacter_core.errors import SamplesError
 from geobacter_core.geo import Bounds, ground_distance_m, lonlat_to_pixel, window_half_px
-from geobacter_core.samples.settings import SampleSettings
+from geobacter_core.samples.settings import MAX_REACH, SampleSettings
 from geobacter_core.samples.split import block_split
 from geobacter_core.samples.triplets import (
-    MAX_SHIFT,
     SCHEMA,
     _entropy,
     _kept,
+    _offsets,
     _Pool,
     build_triplets,
     entropies,
     load_triplets,
 )
-from geobacter_core.tiles.window import WindowReader, reach
+from geobacter_core.tiles.window import WindowReader
 
 ROLES = ("anchor", "positive", "negative")
 GEOD = pyproj.Geod(ellps="WGS84")
@@ -48,7 +48,7 @@ def boxes(lonlat, size_m, share=1.0):
 
 def n_overlaps(train, test, size_m):
     """Pairs of a train window, at its farthest reach, and a test window that share ground."""
-    tree = shapely.STRtree(boxes(train, size_m, reach(MAX_SHIFT)))
+    tree = shapely.STRtree(boxes(train, size_m, MAX_REACH))
     pairs = tree.query(boxes(test, size_m), predicate="intersects")
     return pairs.shape[1]
 
@@ -143,7 +143,7 @@ def test_no_split_of_a_box_lets_windows_of_both_sides_touch(block_m, size_m, see
     split = block_split(bounds, bounds.polygon, size_m, block_m, seed)
     rng = np.random.default_rng(seed)
     lonlat = np.stack([rng.uniform(9.47, 9.63, 20_000), rng.uniform(47.05, 47.14, 20_000)], axis=1)
-    side = split.assign(lonlat[:, 0], lonlat[:, 1], size_m, reach(MAX_SHIFT))
+    side = split.assign(lonlat[:, 0], lonlat[:, 1], size_m, MAX_REACH)
     assert set(side) <= {"train", "test", ""}
     assert np.sum(side == "train") > 20
     assert np.sum(side == "test") > 20
@@ -173,6 +173,75 @@ def test_positives_are_near_and_negatives_far(helsinki):
     n_nearer = int(np.sum(far_m < metadata["negative_min_m"]))
     assert n_nearer == metadata["n_negatives_nearer_than_minimum"]
     assert n_nearer <= 12
+
+
+def offsets(near, n=20_000):
+    settings = SampleSettings(near=near, distance_m=100.0)
+    return _offsets(n, settings, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("near", "mean", "within_half"),
+    [
+        ("disc", 2 / 3, 1 / 4),  # by area
+        ("ring", 1 / 2, 1 / 2),  # every distance alike
+        ("overlap", 0.7652, np.pi / 16),  # a square: (√2 + ln(1 + √2)) / 3, and a quarter disc of its quarter
+    ],
+)
+def test_positives_are_as_far_as_the_setting_says(near, mean, within_half):
+    east_m, north_m = offsets(near)
+    distance_m = np.hypot(east_m, north_m)
+    assert distance_m.mean() == pytest.approx(100 * mean, abs=1)
+    assert np.mean(distance_m < 50) == pytest.approx(within_half, abs=0.01)
+    # In every direction.
+    for axis in (east_m, north_m):
+        assert np.mean(axis > 0) == pytest.approx(0.5, abs=0.02)
+        assert 98 < axis.max() <= 100
+
+
+@pytest.mark.parametrize("near", ["disc", "ring"])
+def test_no_positive_of_a_disc_or_ring_is_beyond_the_distance(near):
+    assert np.hypot(*offsets(near)).max() <= 100
+
+
+def test_overlapping_positives_share_ground_with_their_anchor(helsinki, tmp_path):
+    settings = SampleSettings(sample_count=120, size_m=100, distance_m=60, near="overlap")
+    triplets = build(helsinki, tmp_path / "t.parquet", settings)
+    assert triplets.metadata["near"] == "overlap"
+    places = np.concatenate([triplets.lonlat("train"), triplets.lonlat("test")])
+    azimuth, _, distance_m = GEOD.inv(*places[:, 0].T, *places[:, 1].T)
+    east_m, north_m = distance_m * np.sin(np.radians(azimuth)), distance_m * np.cos(np.radians(azimuth))
+    assert 55 < np.abs(east_m).max() <= 60.1
+    assert 55 < np.abs(north_m).max() <= 60.1
+    assert distance_m.max() > 62
+    anchor, positive = boxes(places[:, 0], 100.0), boxes(places[:, 1], 100.0)
+    assert shapely.intersects(anchor, positive).all()
+
+
+def test_the_settings_decide_the_triplets(helsinki, tmp_path):
+    digests = {
+        build(helsinki, tmp_path / f"{near}.parquet", SampleSettings(sample_count=40, near=near)).digest
+        for near in ("disc", "ring", "overlap")
+    }
+    assert len(digests) == 3
+
+
+def test_the_split_keeps_room_for_contexts(helsinki, tmp_path):
+    settings = SampleSettings(sample_count=120, size_m=80, context_m=250)
+    triplets = build(helsinki, tmp_path / "t.parquet", settings)
+    assert (triplets.size_m, triplets.context_m) == (80.0, 250.0)
+    train, test = (triplets.lonlat(split).reshape(-1, 2) for split in ("train", "test"))
+    assert len(train) >= 3 * 50
+    assert len(test) >= 3 * 10
+    assert n_overlaps(train, test, 250.0) == 0
+    west, south, east, north = helsinki.extract.bounds
+    x, y = lonlat_to_pixel(np.array([west, east]), np.array([south, north]))
+    region = shapely.box(x[0], y[1], x[1], y[0]).buffer(1e-6)
+    assert shapely.covers(region, boxes(np.concatenate([train, test]), 250.0)).all()
+
+
+def test_triplets_without_a_context_say_so(helsinki):
+    assert helsinki.triplets.context_m is None
 
 
 def test_negatives_are_far_wherever_the_region_has_room(helsinki, tmp_path):
@@ -266,6 +335,10 @@ def test_a_region_with_nothing_to_see_is_refused_and_the_earlier_triplets_stay(h
         {"min_entropy": 9},
         {"seed": -1},
         {"buffer": 100},
+        {"near": "square"},
+        {"context_m": 20},
+        {"context_m": 5000},
+        {"context_m": 200.0},
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(wrong):

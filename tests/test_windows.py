@@ -7,11 +7,12 @@ import pytest
 
 from geobacter_core.errors import TileCacheError
 from geobacter_core.geo import CHUNK_PX, Place, Tile, Window, pixel_to_lonlat
-from geobacter_core.samples.triplets import MAX_SHIFT
+from geobacter_core.samples.settings import MAX_REACH
 from geobacter_core.tiles.cache import chunk_file
 from geobacter_core.tiles.window import Views, WindowReader, reach, reduce, resample
 
 SIZE_M = 200.0
+MAX_SHIFT = 0.1
 LATITUDES = {"equator": 0.1, "60 north": 60.1, "84 south": -84.1}
 
 
@@ -98,10 +99,14 @@ def test_a_window_is_the_same_alone_and_in_any_batch(helsinki):
     np.testing.assert_array_equal(reader.window(Place(lon[0], lat[0])), batch[0].transpose(1, 2, 0))
 
 
+def views_of(n, angle=0.0, flip=1.0, shift=(0.0, 0.0), scale=1.0):
+    return Views(np.full(n, angle), np.full(n, flip), np.tile(shift, (n, 1)), np.full(n, scale))
+
+
 def turned(helsinki, angle=0.0, flip=1.0, shift=(0.0, 0.0), size_px=64, n=12):
     lon, lat = places_in(helsinki, n)
     reader = WindowReader(helsinki.cache, SIZE_M, size_px)
-    views = Views(np.full(n, angle), np.full(n, flip), np.tile(shift, (n, 1)))
+    views = views_of(n, angle, flip, shift)
     plain = reader.windows(lon, lat).astype(int)
     return plain, resample(reader.patches(lon, lat, reach(MAX_SHIFT)), size_px, views).numpy().astype(int)
 
@@ -132,11 +137,74 @@ def test_no_view_reads_beyond_the_pixels_that_were_gathered(white_cache, helsink
     """On a white map every pixel of every view is white: the corners of no angle, shifted farthest, fall outside."""
     angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     lon, lat = places_in(helsinki, 48)
-    for size_px in (32, 64, 128):
-        patches = WindowReader(white_cache, SIZE_M, size_px).patches(lon, lat, reach(MAX_SHIFT))
+    for size_px, scale in ((32, 1.0), (64, 1.0), (128, 1.0), (64, 1.09), (128, 1.09)):
+        patches = WindowReader(white_cache, SIZE_M, size_px).patches(lon, lat, reach(MAX_SHIFT, scale))
         for shift in ((MAX_SHIFT, MAX_SHIFT), (-MAX_SHIFT, MAX_SHIFT), (-MAX_SHIFT, -MAX_SHIFT)):
-            views = Views(angles, np.resize([1.0, -1.0], 48), np.tile(shift, (48, 1)))
+            views = Views(angles, np.resize([1.0, -1.0], 48), np.tile(shift, (48, 1)), np.full(48, scale))
             assert int(resample(patches, size_px, views).min()) == 255
+
+
+def test_reach_is_that_of_the_corner_and_the_shift():
+    assert reach(0.0) == pytest.approx(2**0.5)
+    assert reach(0.1) == pytest.approx(2**0.5 + 0.2)
+    assert reach(0.1, 1.09) == pytest.approx(1.09 * 2**0.5 + 0.2)
+    assert reach(0.1, 1.09) < MAX_REACH
+
+
+@pytest.mark.parametrize("scale", [0.8, 1.25])
+def test_a_view_of_another_scale_shows_as_much_more_or_less_ground(ramps, scale):
+    cache, corner_x, corner_y, _ = ramps
+    place = place_at(corner_x, corner_y)
+    reader = WindowReader(cache, SIZE_M, 64)
+    patches = reader.patches(np.array([place.lon]), np.array([place.lat]), reach(0.0, 1.25))
+    window = resample(patches, 64, views_of(1, scale=scale))[0].numpy().astype(int)
+    # A window has 60 levels.
+    assert window[0, 32, -1] - window[0, 32, 0] == pytest.approx(60 * scale * 63 / 64, abs=1.5)
+    assert window[1, -1, 32] - window[1, 0, 32] == pytest.approx(60 * scale * 63 / 64, abs=1.5)
+
+
+def test_views_can_be_taken_row_by_row():
+    views = Views.draw(10, 0.1, np.random.default_rng(3), 1.25)
+    taken = views.take(np.array([7, 2]))
+    for name in ("angle", "flip", "shift", "scale"):
+        np.testing.assert_array_equal(getattr(taken, name), getattr(views, name)[[7, 2]])
+
+
+@pytest.mark.parametrize("size_px", [32, 64])
+def test_channels_of_a_context_follow_those_of_the_window(helsinki, size_px):
+    lon, lat = places_in(helsinki, 10)
+    reader = WindowReader(helsinki.cache, SIZE_M, size_px, context_m=450.0)
+    windows = reader.windows(lon, lat)
+    assert windows.shape == (10, 6, size_px, size_px)
+    np.testing.assert_array_equal(windows[:, :3], WindowReader(helsinki.cache, SIZE_M, size_px).windows(lon, lat))
+    np.testing.assert_array_equal(windows[:, 3:], WindowReader(helsinki.cache, 450.0, size_px).windows(lon, lat))
+    picture = reader.window(Place(lon[0], lat[0]))
+    np.testing.assert_array_equal(picture, windows[0, :3].transpose(1, 2, 0))
+
+
+def test_a_context_shows_the_same_view_of_wider_ground(ramps):
+    """Shifted by a tenth of the window, both are centred on the same place: 6 levels east and 6 north of the corner."""
+    cache, corner_x, corner_y, _ = ramps
+    place = place_at(corner_x, corner_y)
+    reader = WindowReader(cache, SIZE_M, 64, context_m=2.5 * SIZE_M)
+    view = views_of(1, shift=(0.1, -0.1))
+    found = [
+        resample(each.patches(np.array([place.lon]), np.array([place.lat]), reach(0.1)), 64, view.of_wider(ratio))
+        for each, ratio in ((reader, 1.0), (reader.context, 2.5))
+    ]
+    for window, levels in zip(found, (60, 150), strict=True):
+        red, green = window[0, 0].numpy().astype(int), window[0, 1].numpy().astype(int)
+        assert red[32, 31:33].mean() == pytest.approx(128 + 6, abs=1.5)
+        assert green[31:33, 32].mean() == pytest.approx(128 - 6, abs=1.5)
+        assert red[32, 40] - red[32, 24] == pytest.approx(levels / 4, abs=1.5)
+
+
+def test_a_reader_and_its_context_share_the_budget(helsinki):
+    reader = WindowReader(helsinki.cache, SIZE_M, 256, 130_000_000, 450.0)
+    reader.windows(np.array([24.944, 24.9612, 24.944]), np.array([60.17, 60.17, 60.17]))
+    used = reader._used_bytes, reader.context._used_bytes
+    assert min(used) > 0
+    assert sum(used) <= 130_000_000
 
 
 @pytest.mark.parametrize("size_px", [32, 64, 128, 512])
@@ -151,6 +219,21 @@ def test_views_are_drawn_within_their_ranges():
     assert set(views.flip) == {-1.0, 1.0}
     assert views.shift.shape == (2000, 2)
     assert 0.099 < np.abs(views.shift).max() <= 0.1
+    assert set(views.scale) == {1.0}
+
+
+def test_scales_are_drawn_alike_on_both_sides_of_one():
+    scale = Views.draw(2000, 0.1, np.random.default_rng(3), max_scale=1.25).scale
+    assert 0.8 <= scale.min() < 0.81
+    assert 1.24 < scale.max() <= 1.25
+    assert np.mean(scale > 1) == pytest.approx(0.5, abs=0.05)
+
+
+def test_views_that_are_not_turned_are_north_up_and_not_mirrored():
+    views = Views.draw(50, 0.1, np.random.default_rng(3), rotate=False)
+    assert set(views.angle) == {0.0}
+    assert set(views.flip) == {1.0}
+    assert len(set(views.shift[:, 0])) == 50
 
 
 def test_reducing_takes_the_rounded_mean():

@@ -9,7 +9,7 @@ import sys
 import typer
 from typer.core import TyperGroup
 
-from geobacter_core.cli import regions, samples, tiles
+from geobacter_core.cli import encoder, regions, samples, tiles
 from geobacter_core.cli.common import CONTEXT, examples, told
 from geobacter_core.errors import GeobacterError
 
@@ -31,7 +31,7 @@ class _Geobacter(TyperGroup):
 app = typer.Typer(
     cls=_Geobacter,
     help="Geobacter turns places into vectors. This command prepares and looks after what that needs: "
-    "OpenStreetMap extracts, map tiles and triplets.\n\n"
+    "OpenStreetMap extracts, map tiles and triplets; and says which encoder is the champion.\n\n"
     "GEOBACTER_DATA names the data folder (default: data), GEOBACTER_REGIONS the regions file (default: "
     "regions.toml), GEOBACTER_STYLE the map style (default: carto). The rest of the chain is Dagster's.",
     epilog=examples("geobacter regions list", "geobacter tiles build helsinki", "geobacter tiles show 24.9414 60.1719"),
@@ -44,6 +44,7 @@ app = typer.Typer(
 app.add_typer(regions.app, name="regions")
 app.add_typer(tiles.app, name="tiles")
 app.add_typer(samples.app, name="samples")
+app.add_typer(encoder.app, name="encoder")
 
 
 class _ToStderr(logging.Handler):

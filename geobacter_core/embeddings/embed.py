@@ -19,7 +19,7 @@ import shapely
 from numpy.typing import NDArray
 
 from geobacter_core.embeddings.table import read_metadata, rows, table_writer
-from geobacter_core.encoder.registry import Encoder, EncoderVersion
+from geobacter_core.encoder.version import Encoder, EncoderVersion
 from geobacter_core.errors import EmbeddingsError
 from geobacter_core.files import check_pages, digest_of, remove_temporaries, sha256_of_file, written_aside
 from geobacter_core.geo import Cells, cells_within
@@ -129,6 +129,7 @@ def embed_region(
         "encoder_digest": version.digest,
         "size_m": version.size_m,
         "size_px": version.size_px,
+        "context_m": version.context_m,
         "style": manifest.style_label,
         "tiles": manifest.digest,
         "extract_sha256": manifest.extract_sha256,
@@ -182,7 +183,7 @@ class _Embedder:
         load: Callable[[EncoderVersion], Encoder],
         osm_timestamp: str,
     ) -> None:
-        self._reader = WindowReader(cache, version.size_m, version.size_px, budget_bytes=1 << 30)
+        self._reader = WindowReader(cache, version.size_m, version.size_px, 1 << 30, version.context_m)
         self._version = version
         self._load = load
         self._encoder: Encoder | None = None

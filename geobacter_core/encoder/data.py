@@ -1,19 +1,29 @@
-"""Training data: triplets of windows, cut from the tile caches on the fly, a whole batch at once."""
+"""Training data: pairs or triplets of windows, cut from the tile caches on the fly, a whole batch at once.
 
+What a batch holds follows from the seed, its epoch and its number alone, so a training can go on in the middle.
+"""
+
+import itertools
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from geobacter_core.samples.triplets import MAX_SHIFT, Triplets
+from geobacter_core.encoder.settings import TrainSettings
+from geobacter_core.geo import Floats
+from geobacter_core.samples.triplets import Triplets
 from geobacter_core.tiles.cache import TileCache
-from geobacter_core.tiles.window import Patches, Views, WindowReader, reach, resample
+from geobacter_core.tiles.window import Views, WindowReader, reach, resample
 
+ROLES = ("anchor", "positive", "negative")
 _PREFETCHED = 4
+_PREFETCHED_BYTES = 256 << 20
+"""Fewer batches wait for the network where they are larger than this together."""
+_PIECE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +33,21 @@ class RegionData:
     name: str
     triplets: Triplets
     cache: TileCache
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Augmented windows of N pairs or triplets.
+
+    Attributes:
+        windows: uint8 `[R·N, S·C, size_px, size_px]`, all anchors first, then the positives, then the negatives if any.
+        xyz: Where the anchors and positives are: points on the unit sphere, float32 `[2·N, 3]`, good to half a metre.
+        near_m: How far from its anchor a positive may be in the place's region, ground metres, float32 `[2·N]`.
+    """
+
+    windows: torch.Tensor
+    xyz: torch.Tensor
+    near_m: torch.Tensor
 
 
 class TripletWindows:
@@ -35,14 +60,21 @@ class TripletWindows:
         size_px: int,
         budget_bytes: int,
         size_m: float | None = None,
+        context_m: float | None = None,
     ) -> None:
         """Open the regions' caches; `budget_bytes` of decoded chunks are kept in memory, shared evenly.
 
-        Windows have the size that the triplets were drawn for, unless `size_m` says another.
+        Windows and their contexts have the sizes that the triplets were drawn for, unless `size_m` says another; then
+        `context_m` counts too.
         """
         self.size_px = size_px
         share = budget_bytes // max(len(regions), 1)
-        self._readers = [WindowReader(r.cache, size_m or r.triplets.size_m, size_px, share) for r in regions]
+        self._readers: list[list[WindowReader]] = []
+        for region in regions:
+            sizes = (region.triplets.size_m, region.triplets.context_m) if size_m is None else (size_m, context_m)
+            reader = WindowReader(region.cache, sizes[0], size_px, share, sizes[1])
+            self._readers.append([reader] if reader.context is None else [reader, reader.context])
+        self._near_m = np.array([float(region.triplets.metadata["distance_m"] or 0) for region in regions])
         places = [region.triplets.lonlat(split) for region in regions]
         self._lonlat = np.concatenate(places)
         self.region = np.repeat(np.arange(len(places)), [len(part) for part in places])
@@ -51,61 +83,133 @@ class TripletWindows:
         return len(self._lonlat)
 
     def windows(self, index: NDArray[np.int64]) -> torch.Tensor:
-        """Windows of triplets as they are, north up: uint8 `[3 N, C, size_px, size_px]`, all anchors first."""
-        return torch.cat([resample(self._patches(part, 1.0), self.size_px) for part in self._places(index)])
+        """Windows of triplets as they are, north up: uint8 `[3 N, S·C, size_px, size_px]`, all anchors first."""
+        region, lonlat = self._places(index, len(ROLES))
+        return self._cut(region, lonlat, None, 1.0, torch.device("cpu"))
+
+    def n_batches(self, batch_size: int) -> int:
+        """Full batches in an epoch."""
+        return len(self) // batch_size
 
     def batches(
-        self, batch_size: int, rng: np.random.Generator, device: torch.device, max_shift: float
-    ) -> Iterator[torch.Tensor]:
-        """One epoch of augmented windows, uint8 `[3 N, C, size_px, size_px]` on `device`, in random order.
+        self,
+        first: int,
+        settings: TrainSettings,
+        n_roles: int,
+        device: torch.device,
+        rank: int = 0,
+        n_ranks: int = 1,
+    ) -> Generator[Batch, None, None]:
+        """The batches of a training from number `first` on, on `device`, without end.
 
-        Patches are gathered by a thread while the network computes; they are turned into windows on the device.
+        Each epoch shows each triplet of the split at most once. Batches are made by a thread while the network
+        computes. Which windows a batch holds does not depend on how many processes share it.
+
+        Args:
+            first: Batches to leave out at the beginning.
+            settings: Size of a batch, views and seed.
+            n_roles: 2 for pairs, 3 for triplets.
+            device: Where the windows are wanted.
+            rank: Which share of each batch is wanted.
+            n_ranks: In how many shares a batch is split, all of as many pairs or triplets; a rest is left out.
         """
-        order = rng.permutation(len(self))
-        for patches, views in _prefetched(self._augmented(order, batch_size, rng, max_shift)):
-            yield resample(patches, self.size_px, views, device)
+        size = min(settings.batch_size, len(self))
+        share = size // n_ranks
+        mine = np.arange(rank * share, (rank + 1) * share)
 
-    def _augmented(
-        self, order: NDArray[np.int64], batch_size: int, rng: np.random.Generator, max_shift: float
-    ) -> Iterator[tuple[Patches, Views]]:
-        for begin in range(0, len(order) - batch_size + 1, batch_size):
-            index = order[begin : begin + batch_size]
-            patches = _stacked([self._patches(part, reach(MAX_SHIFT)) for part in self._places(index)])
-            yield patches, Views.draw(3 * batch_size, max_shift, rng)
+        def produce() -> Iterator[Batch]:
+            for index, rng in self._drawn(first, size, settings.seed):
+                yield self._batch(index, mine, settings, n_roles, rng, device)
 
-    def _places(self, index: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-        """Region and place of the anchors, then of the positives, then of the negatives."""
-        for role in range(3):
-            yield self.region[index], self._lonlat[index, role]
+        n_bytes = n_roles * share * self.n_planes * self.size_px**2
+        return _prefetched(produce, min(_PREFETCHED, max(1, _PREFETCHED_BYTES // n_bytes)))
 
-    def _patches(self, places: tuple[NDArray[np.int64], NDArray[np.float64]], reach_: float) -> Patches:
-        """Patches of places in several regions, in the order of the places."""
-        region, lonlat = places
-        present = np.unique(region)
-        parts = [self._readers[r].patches(*lonlat[region == r].T, reach_) for r in present]
-        order = np.argsort(np.concatenate([np.flatnonzero(region == r) for r in present]))
-        stacked = _stacked(parts)
-        if len(parts) == 1:
-            return stacked
-        return Patches(stacked.pixels[order], stacked.centre[order], stacked.half[order])
+    def _drawn(self, first: int, size: int, seed: int) -> Iterator[tuple[NDArray[np.int64], np.random.Generator]]:
+        """Which triplets each batch has, and the source of its views."""
+        n_complete, skipped = divmod(first, self.n_batches(size))
+        for epoch in itertools.count(n_complete + 1):
+            order = np.random.default_rng([seed, epoch]).permutation(len(self))
+            for number in range(skipped, self.n_batches(size)):
+                yield order[number * size : (number + 1) * size], np.random.default_rng([seed, epoch, number])
+            skipped = 0
+
+    @property
+    def n_planes(self) -> int:
+        """S·C, the channels of a window and its context."""
+        return len(self._readers[0]) * self._readers[0][0].cache.n_channels
+
+    def _batch(
+        self,
+        index: NDArray[np.int64],
+        mine: NDArray[np.int64],
+        settings: TrainSettings,
+        n_roles: int,
+        rng: np.random.Generator,
+        device: torch.device,
+    ) -> Batch:
+        """The share `mine` of a batch of triplets; views are drawn for all of it, and so are the same in any share."""
+        n = n_roles * len(index)
+        rows = (np.arange(n_roles)[:, None] * len(index) + mine).ravel()
+        views = Views.draw(n, settings.max_shift, rng, settings.max_scale, settings.rotate).take(rows)
+        kept = rng.random((n, self.n_planes))[rows] >= settings.channel_dropout
+        region, lonlat = self._places(index[mine], n_roles)
+        windows = self._cut(region, lonlat, views, reach(settings.max_shift, settings.max_scale), device)
+        if not kept.all():
+            windows *= torch.from_numpy(kept).to(device)[:, :, None, None]
+        pairs = slice(2 * len(mine))
+        return Batch(
+            windows,
+            torch.from_numpy(_on_unit_sphere(lonlat[pairs])).float().to(device),
+            torch.from_numpy(self._near_m[region[pairs]]).float().to(device),
+        )
+
+    def _places(self, index: NDArray[np.int64], n_roles: int) -> tuple[NDArray[np.int64], Floats]:
+        """Region `[R·N]` and place `[R·N, 2]` of the anchors, then of the positives, then of the negatives."""
+        lonlat = self._lonlat[index, :n_roles]
+        return np.tile(self.region[index], n_roles), lonlat.swapaxes(0, 1).reshape(-1, 2)
+
+    def _cut(
+        self, region: NDArray[np.int64], lonlat: Floats, views: Views | None, reach_: float, device: torch.device
+    ) -> torch.Tensor:
+        """Windows of places in several regions, in the order of the places: uint8 `[M, S·C, size_px, size_px]`."""
+        shape = (len(region), self.n_planes, self.size_px, self.size_px)
+        windows = torch.empty(shape, dtype=torch.uint8, device=device)
+        order = np.argsort(region, kind="stable")
+        for begin, end in self._pieces(region[order], device):
+            rows = order[begin:end]
+            readers = self._readers[region[rows[0]]]
+            for reader, part in zip(readers, windows[begin:end].chunk(len(readers), dim=1), strict=True):
+                seen = None if views is None else views.take(rows).of_wider(reader.size_m / readers[0].size_m)
+                part.copy_(resample(reader.patches(*lonlat[rows].T, reach_), self.size_px, seen, device))
+        return windows if len(self._readers) == 1 else windows[torch.from_numpy(np.argsort(order)).to(device)]
+
+    def _pieces(self, region: NDArray[np.int64], device: torch.device) -> Iterator[tuple[int, int]]:
+        """First row and end of runs of one region; on a CPU so short that they stay in its cache while they are cut.
+
+        A whole batch at once takes four times as long there.
+        """
+        longest = len(region)
+        if device.type == "cpu":
+            # As floats, and a patch is about twice as wide as its window.
+            patch_bytes = 4 * self._readers[0][0].cache.n_channels * (2 * self.size_px) ** 2
+            longest = max(1, _PIECE_BYTES // patch_bytes)
+        for present in np.unique(region):
+            first, end = np.searchsorted(region, [present, present + 1])
+            for begin in range(first, end, longest):
+                yield begin, min(begin + longest, end)
 
 
-def _stacked(parts: Sequence[Patches]) -> Patches:
-    if len(parts) == 1:
-        return parts[0]
-    return Patches(
-        np.concatenate([part.pixels for part in parts]),
-        np.concatenate([part.centre for part in parts]),
-        np.concatenate([part.half for part in parts]),
-    )
+def _on_unit_sphere(lonlat: Floats) -> Floats:
+    lon, lat = np.radians(lonlat).T
+    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
 
 
-def _prefetched(items: Iterator[tuple[Patches, Views]]) -> Iterator[tuple[Patches, Views]]:
+def _prefetched(produce: Callable[[], Iterator[Batch]], n_ahead: int) -> Generator[Batch, None, None]:
     """The items, produced by a thread a few ahead; its exception is raised here, and it ends when the consumer does."""
-    ready: queue.Queue[tuple[Patches, Views] | BaseException | None] = queue.Queue(_PREFETCHED)
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(n_ahead)
     stopped = threading.Event()
 
-    def put(item: tuple[Patches, Views] | BaseException | None) -> bool:
+    def put(item: Batch | BaseException | None) -> bool:
         while not stopped.is_set():
             try:
                 ready.put(item, timeout=0.1)
@@ -114,16 +218,16 @@ def _prefetched(items: Iterator[tuple[Patches, Views]]) -> Iterator[tuple[Patche
             return True
         return False
 
-    def produce() -> None:
+    def run() -> None:
         try:
-            for item in items:
+            for item in produce():
                 if not put(item):
                     return
             put(None)
         except BaseException as problem:
             put(problem)
 
-    thread = threading.Thread(target=produce, name="window-prefetch", daemon=True)
+    thread = threading.Thread(target=run, name="window-prefetch", daemon=True)
     thread.start()
     try:
         while (item := ready.get()) is not None:

@@ -58,9 +58,15 @@ class TestWindows:
 
     __test__ = False  # pytest takes every Test* for tests
 
-    def __init__(self, regions: Sequence[RegionData], size_px: int, size_m: float | None = None) -> None:
-        """Cut the windows, of the triplets' size unless `size_m` says another (ground metres)."""
-        data = TripletWindows(regions, "test", size_px, _MEMORY_BYTES, size_m)
+    def __init__(
+        self,
+        regions: Sequence[RegionData],
+        size_px: int,
+        size_m: float | None = None,
+        context_m: float | None = None,
+    ) -> None:
+        """Cut the windows, of the triplets' sizes unless `size_m` and `context_m` say others (ground metres)."""
+        data = TripletWindows(regions, "test", size_px, _MEMORY_BYTES, size_m, context_m)
         index = np.arange(len(data))
         if len(data) > MAX_TRIPLETS:
             # The regions' shares stay as they are: every k-th triplet of the regions in a row.

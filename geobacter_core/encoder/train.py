@@ -1,30 +1,85 @@
-"""Training: margin triplet loss over windows cut on the fly, within a budget of seconds or epochs."""
+"""Training: a metric-learning loss over windows cut on the fly, within a budget of seconds, steps or epochs.
 
+A training that is killed goes on from its last checkpoint, to the same weights as if nothing had happened: a batch
+follows from the seed and its number alone, and how many steps there are is settled before the first.
+"""
+
+import contextlib
+import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
 
-from geobacter_core.encoder.data import RegionData, TripletWindows
+from geobacter_core.encoder.checkpoint import Checkpoint, Tensors, checkpoint_of, held
+from geobacter_core.encoder.data import Batch, RegionData, TripletWindows
 from geobacter_core.encoder.device import best_device
 from geobacter_core.encoder.evaluate import Embeddings, Scores, TestWindows
-from geobacter_core.encoder.losses import margin_triplet_loss
-from geobacter_core.encoder.network import EncoderNetwork, embed, random_network
+from geobacter_core.encoder.losses import (
+    Embedded,
+    LossValue,
+    make_loss,
+    n_roles,
+    negative_pairs,
+    thumbnails,
+    vicreg_terms,
+)
+from geobacter_core.encoder.network import EncoderNetwork, NetworkSpec, embed, random_network
+from geobacter_core.encoder.parallel import ALONE, Team, n_processes, together
 from geobacter_core.encoder.settings import TrainSettings
 from geobacter_core.errors import EncoderError
+from geobacter_core.files import digest_of
 
-VERSION = "1"
+VERSION = "2"
 """Raise when the same samples and settings would give another encoder."""
 
 _NORMALISATION_TRIPLETS = 128
+_TIMED_STEPS = 8
+_UNTIMED_STEPS = 3
+_EVALUATIONS = 10
+_STRETCHES = 20
+_WITHOUT_EFFECT = {"window_memory_mb", "checkpoint_seconds"}
+"""Settings that do not change what comes out."""
+_LEARNER, _OPTIMISER, _RANDOM, _RANDOM_CUDA = "learner.", "optimiser.", "random", "random.cuda"
+"""Names, or their beginnings, of a checkpoint's tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSpec:
+    """What windows the training regions share.
+
+    Attributes:
+        style: Name of their style.
+        style_version: Its version.
+        size_m: Side of a window, ground metres.
+        context_m: Side of the wider window around the same place, if there is one.
+        n_channels: C.
+    """
+
+    style: str
+    style_version: str
+    size_m: float
+    context_m: float | None
+    n_channels: int
+
+    @property
+    def n_scales(self) -> int:
+        """S: 2 with a context, else 1."""
+        return 1 if self.context_m is None else 2
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step of training reports; `progress` is the share of the budget used, 0 to 1."""
+    """What one step of training reports; `progress` is the share of the plan done, 0 to 1."""
 
     step: int
     epoch: int
@@ -37,7 +92,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What one epoch reports: scores on the test windows. Epoch 0 is the random-weights encoder."""
+    """What an evaluation reports: scores on the test windows. At step 0 they are those of random weights."""
 
     epoch: int
     step: int
@@ -47,20 +102,88 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A trained network, on the CPU in evaluation mode, and how it got there."""
+    """A trained network, on the CPU in evaluation mode, and how it got there.
+
+    Attributes:
+        network: The encoder.
+        random: Scores of the random-weights encoder that it was.
+        scores: Its scores.
+        n_steps: Steps it has had.
+        n_planned: Steps it was to have; more than `n_steps` if the loss no longer fell.
+        n_epochs: Epochs, the last one perhaps not in full.
+        resumed_from: The step of the checkpoint that this call went on from; 0 without one.
+        images_per_s: Windows a second while it trained.
+        train_seconds: How long that was, earlier calls included, evaluations not.
+        test: The windows that the scores are measured on.
+    """
 
     network: EncoderNetwork
     random: Scores
     scores: Scores
     n_steps: int
+    n_planned: int
     n_epochs: int
+    resumed_from: int
     images_per_s: float
     train_seconds: float
     test: TestWindows
 
 
-def check_regions(regions: Sequence[RegionData]) -> tuple[str, float, int]:
-    """Style, window size in metres and channels, which all regions must share.
+class Progress(BaseModel):
+    """How far a training has come: what its checkpoint says beside the tensors.
+
+    Attributes:
+        step: Steps done.
+        n_planned: Steps to do; the learning rate follows from both. 0 before that is settled.
+        is_over: Whether there is nothing left to do.
+        train_seconds: Time spent on steps.
+        n_images: Windows seen in them.
+        losses: Mean loss of each twentieth of the plan that is complete.
+        loss_sum: Sum of the losses since.
+        evaluations: All that there were; the first one is that of random weights.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int = 0
+    n_planned: int = 0
+    is_over: bool = False
+    train_seconds: float = 0.0
+    n_images: int = 0
+    losses: tuple[float, ...] = ()
+    loss_sum: float = 0.0
+    evaluations: tuple[Epoch, ...] = ()
+
+    def after(self, loss: float, seconds: float, n_images: int, patience: int) -> "Progress":
+        """One step further."""
+        step, losses, loss_sum = self.step + 1, self.losses, self.loss_sum + loss
+        stretch = max(1, self.n_planned // _STRETCHES)
+        if step % stretch == 0:
+            losses, loss_sum = (*losses, loss_sum / stretch), 0.0
+        return self.model_copy(
+            update={
+                "step": step,
+                "is_over": step >= self.n_planned or is_flat(losses, patience),
+                "train_seconds": self.train_seconds + seconds,
+                "n_images": self.n_images + n_images,
+                "losses": losses,
+                "loss_sum": loss_sum,
+            }
+        )
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether an evaluation is due after this step."""
+        return self.is_over or self.step % max(1, self.n_planned // _EVALUATIONS) == 0
+
+
+def is_flat(losses: Sequence[float], patience: int) -> bool:
+    """Whether the last `patience` losses are no better than the best before them; never with a patience of 0."""
+    return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
+
+
+def check_regions(regions: Sequence[RegionData]) -> WindowSpec:
+    """What windows the regions hold, which must be the same in all.
 
     Raises:
         EncoderError: There is no region, or two do not fit together, or samples and tiles do not.
@@ -69,22 +192,56 @@ def check_regions(regions: Sequence[RegionData]) -> tuple[str, float, int]:
         raise EncoderError(
             "There is no region to train on. Set train = true for one in regions.toml, and materialise its samples."
         )
-    first = regions[0]
+    first = _window_spec(regions[0])
     for region in regions:
-        manifest = region.cache.manifest
-        if region.triplets.metadata.get("tiles") != manifest.digest:
+        if region.triplets.metadata.get("tiles") != region.cache.manifest.digest:
             raise EncoderError(
                 f"Region '{region.name}': its triplets were drawn from other tiles than the cache now holds. "
                 "Materialise triplet_samples for the region."
             )
-        ours = (manifest.style, manifest.style_version, region.triplets.size_m)
-        theirs = (first.cache.manifest.style, first.cache.manifest.style_version, first.triplets.size_m)
-        if ours != theirs:
+        spec = _window_spec(region)
+        if spec != first:
             raise EncoderError(
-                f"Region '{region.name}' has style, version and window size {ours}, region '{first.name}' {theirs}. "
-                "One encoder takes one kind of window: materialise both with the same settings."
+                f"Region '{region.name}' has windows of {_described(spec)}, region '{regions[0].name}' of "
+                f"{_described(first)}. One encoder takes one kind of window: materialise both with the same settings."
             )
-    return first.cache.manifest.style, first.triplets.size_m, first.cache.n_channels
+    return first
+
+
+def _window_spec(region: RegionData) -> WindowSpec:
+    manifest, triplets = region.cache.manifest, region.triplets
+    return WindowSpec(
+        manifest.style, manifest.style_version, triplets.size_m, triplets.context_m, region.cache.n_channels
+    )
+
+
+def _described(spec: WindowSpec) -> str:
+    context = f" with a context of {spec.context_m:g} m" if spec.context_m else ""
+    return f"{spec.size_m:g} m{context} in style {spec.style}/{spec.style_version}"
+
+
+class Learner(nn.Module):
+    """The encoder and the perceptron through which the loss sees its embeddings (Chen et al., ICML 2020), if wanted."""
+
+    def __init__(self, encoder: EncoderNetwork, embedding_dim: int, projection_dim: int, device: torch.device) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self._device = device
+        self.projection: nn.Module | None = None
+        if projection_dim:
+            self.projection = nn.Sequential(
+                nn.Linear(embedding_dim, 2 * embedding_dim),
+                nn.BatchNorm1d(2 * embedding_dim),
+                nn.ReLU(inplace=True),
+                nn.Linear(2 * embedding_dim, projection_dim),
+            )
+
+    def forward(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings `[M, D]` of windows, and what the loss sees of them `[M, P]`; all rows of length 1."""
+        embeddings = embed(self.encoder, windows, self._device)
+        if self.projection is None:
+            return embeddings, embeddings
+        return embeddings, nn.functional.normalize(self.projection(embeddings), dim=1)
 
 
 def train(
@@ -92,92 +249,337 @@ def train(
     settings: TrainSettings,
     on_step: Callable[[Step], None] = lambda step: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    checkpoints: Path | None = None,
 ) -> Trained:
-    """Train an encoder on the triplets of regions.
+    """Train an encoder on the triplets of regions, in as many processes as the settings say.
+
+    Args:
+        regions: What to train on.
+        settings: How.
+        on_step: Called, in this process, with each step that is done.
+        on_epoch: Called with each evaluation, also with those from before the checkpoint that is gone on from.
+        checkpoints: A folder. What was begun there by the same settings on the same data is finished; the checkpoint
+            stays when it is, until `forget`. Without a folder nothing is kept.
 
     Raises:
-        EncoderError: The regions do not fit together or hold too few triplets, or the loss is not a number.
+        EncoderError: The regions do not fit together or hold too few triplets, the loss is not a number, a process
+            died, or a checkpoint cannot be written.
         TileCacheError: A chunk is missing or damaged.
     """
-    _, _, n_channels = check_regions(regions)
-    data = TripletWindows(regions, "train", settings.size_px, settings.window_memory_mb << 20)
-    batch_size = min(settings.batch_size, len(data))
-    if batch_size < 2:
-        raise EncoderError("Fewer than two train triplets. Draw more with triplet_samples' sample_count.")
-    device = best_device()
-    rng = np.random.default_rng(settings.seed)
-    torch.manual_seed(settings.seed)
+    spec = check_regions(regions)
+    size = n_processes(settings.n_processes)
+    _check_batch(regions, settings, size)
+    with held(checkpoints, training_key(regions, settings)) as checkpoint:
+        begun = checkpoint.load(Progress)
+        resumed_from = 0 if begun is None else begun[1].step
+        test = TestWindows(regions, settings.size_px)
+        if size == 1 or (begun is not None and begun[1].is_over):
+            _Training(regions, settings, checkpoint, best_device(), ALONE).run(test, on_step, on_epoch)
+        else:
+            work = partial(_take_part, tuple(regions), settings, checkpoint)
+            with contextlib.closing(together(size, work)) as events:
+                for event in events:
+                    if isinstance(event, Step):
+                        on_step(event)
+                    else:
+                        on_epoch(event)
+        return _result(spec, settings, checkpoint, resumed_from, test)
 
-    test = TestWindows(regions, settings.size_px)
-    network = random_network(n_channels, settings.embedding_dim, settings.seed)
-    network.set_normalisation(
-        data.windows(rng.choice(len(data), min(_NORMALISATION_TRIPLETS, len(data)), replace=False))
+
+def _check_batch(regions: Sequence[RegionData], settings: TrainSettings, size: int) -> None:
+    batch_size = min(settings.batch_size, sum(len(region.triplets.lonlat("train")) for region in regions))
+    if batch_size < 2 * size:
+        raise EncoderError(
+            f"A batch of {batch_size} train triplets is less than two for each process ({size}). Draw more triplets "
+            "with triplet_samples' sample_count, or raise batch_size."
+        )
+
+
+def forget(checkpoints: Path, regions: Sequence[RegionData], settings: TrainSettings) -> None:
+    """Remove the checkpoint of a training whose encoder is safe elsewhere."""
+    checkpoint_of(checkpoints, training_key(regions, settings)).remove()
+
+
+def training_key(regions: Sequence[RegionData], settings: TrainSettings) -> str:
+    """Hex digest of all that a training's result follows from; where it runs is not part of it."""
+    data = [(region.triplets.digest, region.cache.manifest.recipe, region.cache.manifest.digest) for region in regions]
+    return digest_of("training", VERSION, settings.model_dump(exclude=_WITHOUT_EFFECT), data)
+
+
+def _take_part(
+    regions: Sequence[RegionData],
+    settings: TrainSettings,
+    checkpoint: Checkpoint,
+    team: Team,
+    report: Callable[[Step | Epoch], None],
+) -> None:
+    """What each process of a team does; the first one leaves the result in the checkpoint."""
+    device = torch.device("cuda", team.rank) if torch.cuda.is_available() else torch.device("cpu")
+    test = TestWindows(regions, settings.size_px) if team.leads else None
+    _Training(regions, settings, checkpoint, device, team).run(test, report, report)
+
+
+def _result(
+    spec: WindowSpec, settings: TrainSettings, checkpoint: Checkpoint, resumed_from: int, test: TestWindows
+) -> Trained:
+    """What the last checkpoint holds."""
+    found = checkpoint.load(Progress)
+    if found is None or not found[1].is_over:
+        raise EncoderError(f"Checkpoint {checkpoint.path} was changed from outside while it was written. Train again.")
+    tensors, progress = found
+    network = random_network(_network_spec(spec, settings), settings.seed)
+    prefix = f"{_LEARNER}encoder."
+    network.load_state_dict(
+        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     )
-    network.to(device)
-    random_scores = test.score(encode_with(network, device))
-    on_epoch(Epoch(0, 0, random_scores, 0.0))
-
-    optimiser = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    steps_per_epoch = len(data) // batch_size
-    scores, step, spent_s = random_scores, 0, 0.0
-    for epoch in range(1, settings.max_epochs + 1):
-        network.train()
-        begun = time.perf_counter()
-        for windows in data.batches(batch_size, rng, device, settings.max_shift):
-            progress = max(step / (steps_per_epoch * settings.max_epochs), spent_s / settings.max_seconds)
-            rate = settings.learning_rate * rate_share(progress, settings.warmup)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            loss, active_share = _step(network, optimiser, windows, settings.margin, device)
-            step += 1
-            took_s = time.perf_counter() - begun
-            begun += took_s
-            spent_s += took_s
-            if not math.isfinite(loss):
-                raise EncoderError(
-                    f"Training step {step}: the loss is {loss}. Lower learning_rate ({settings.learning_rate:g})."
-                )
-            used = max(step / (steps_per_epoch * settings.max_epochs), spent_s / settings.max_seconds)
-            on_step(Step(step, epoch, loss, active_share, rate, len(windows) / took_s, min(used, 1.0)))
-            if spent_s >= settings.max_seconds:
-                break
-        scores = test.score(encode_with(network, device))
-        on_epoch(Epoch(epoch, step, scores, spent_s))
-        if spent_s >= settings.max_seconds:
-            break
     return Trained(
-        network=network.cpu().eval(),
-        random=random_scores,
-        scores=scores,
-        n_steps=step,
-        n_epochs=epoch,
-        images_per_s=3 * batch_size * step / max(spent_s, 1e-9),
-        train_seconds=spent_s,
+        network=network.eval(),
+        random=progress.evaluations[0].scores,
+        scores=progress.evaluations[-1].scores,
+        n_steps=progress.step,
+        n_planned=progress.n_planned,
+        n_epochs=progress.evaluations[-1].epoch,
+        resumed_from=resumed_from,
+        images_per_s=progress.n_images / max(progress.train_seconds, 1e-9),
+        train_seconds=progress.train_seconds,
         test=test,
     )
 
 
-def _step(
-    network: EncoderNetwork,
+class _Training:
+    """A training under way, as one process has it: the learner, its optimiser, and how far they are."""
+
+    def __init__(
+        self,
+        regions: Sequence[RegionData],
+        settings: TrainSettings,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        team: Team,
+    ) -> None:
+        """Go on from the checkpoint, or begin where there is none."""
+        self._settings, self._checkpoint, self._device, self._team = settings, checkpoint, device, team
+        spec = check_regions(regions)
+        self._data = TripletWindows(regions, "train", settings.size_px, (settings.window_memory_mb << 20) // team.size)
+        batch_size = min(settings.batch_size, len(self._data))
+        self._n_images = n_roles(settings) * (batch_size // team.size) * team.size
+        self._per_epoch = self._data.n_batches(batch_size)
+        self._learner = new_learner(spec, settings, self._data, device)
+        self._optimiser = _optimiser(self._learner, settings)
+        found = checkpoint.load(Progress)
+        self._restored, self._progress = ({}, Progress()) if found is None else found
+        self._saved_at_s = self._progress.train_seconds
+
+    def run(self, test: TestWindows | None, on_step: Callable[[Step], None], on_epoch: Callable[[Epoch], None]) -> None:
+        """Do what is left to do. `test` is for the process that leads: it alone evaluates and writes checkpoints."""
+        with _own_random_state(self._device):
+            self._begin(test)
+            for evaluation in self._progress.evaluations:
+                on_epoch(evaluation)
+            with contextlib.closing(self._batches()) as batches:
+                while not self._progress.is_over:
+                    on_step(self._advance(batches))
+                    is_evaluated = self._progress.is_evaluated
+                    if is_evaluated:
+                        self._evaluate(test)
+                    if is_evaluated or self._is_due:
+                        self._save()
+                    if is_evaluated and self._team.leads:
+                        on_epoch(self._progress.evaluations[-1])
+
+    def _begin(self, test: TestWindows | None) -> None:
+        if self._restored:
+            _restore(self._restored, self._learner, self._optimiser, self._device)
+            self._restored = {}
+            return
+        self._progress = Progress(n_planned=self._planned())
+        torch.manual_seed(self._settings.seed)
+        self._evaluate(test)
+        self._save()
+
+    def _planned(self) -> int:
+        """How many steps there will be: as many as were asked for, or as many as fit the time.
+
+        Some are taken and timed for that, by a copy of the learner, so that nothing of them stays: a training with as
+        many steps as another one has planned comes to the same weights.
+        """
+        settings = self._settings
+        asked_for = self._per_epoch * settings.max_epochs
+        asked_for = min(asked_for, settings.max_steps or asked_for)
+        if asked_for <= _UNTIMED_STEPS + _TIMED_STEPS:
+            return asked_for
+        learner = copy.deepcopy(self._learner).train()
+        optimiser = _optimiser(learner, settings)
+        times = [time.perf_counter()]
+        with contextlib.closing(self._batches()) as batches:
+            for batch in islice(batches, _UNTIMED_STEPS + _TIMED_STEPS):
+                float(take_step(learner, optimiser, batch, settings, 0.0, self._team).loss)
+                times.append(time.perf_counter())
+        per_step_s = (times[-1] - times[_UNTIMED_STEPS]) / _TIMED_STEPS
+        (fitting,) = self._team.agree(settings.max_seconds / per_step_s)
+        return max(1, min(asked_for, int(fitting)))
+
+    def _batches(self) -> Generator[Batch, None, None]:
+        return self._data.batches(
+            self._progress.step, self._settings, n_roles(self._settings), self._device, self._team.rank, self._team.size
+        )
+
+    def _advance(self, batches: Iterator[Batch]) -> Step:
+        """Take one step."""
+        done, settings = self._progress, self._settings
+        rate = settings.learning_rate * rate_share(done.step / done.n_planned, settings.warmup)
+        begun = time.perf_counter()
+        batch = next(batches)
+        value = take_step(self._learner, self._optimiser, batch, settings, rate, self._team)
+        (loss,) = self._team.agree(float(value.loss))
+        seconds = time.perf_counter() - begun
+        self._progress = done.after(loss, seconds, self._n_images, settings.patience)
+        # A step whose loss was a number may have broken the weights: no checkpoint must have them.
+        is_kept = self._progress.is_evaluated or self._is_due
+        if not math.isfinite(loss) or (is_kept and not _is_finite(self._learner)):
+            raise EncoderError(diagnosis(done.step + 1, loss, rate, batch, self._learner))
+        return Step(
+            step=self._progress.step,
+            epoch=self._epoch,
+            loss=loss,
+            active_share=float(value.active_share),
+            learning_rate=rate,
+            images_per_s=self._n_images / seconds,
+            progress=self._progress.step / done.n_planned,
+        )
+
+    @property
+    def _epoch(self) -> int:
+        return -(-self._progress.step // self._per_epoch)
+
+    @property
+    def _is_due(self) -> bool:
+        return self._progress.train_seconds - self._saved_at_s >= self._settings.checkpoint_seconds
+
+    def _evaluate(self, test: TestWindows | None) -> None:
+        if test is not None:
+            scores = test.score(encode_with(self._learner.encoder, self._device))
+            done = Epoch(self._epoch, self._progress.step, scores, self._progress.train_seconds)
+            evaluations = (*self._progress.evaluations, done)
+            self._progress = self._progress.model_copy(update={"evaluations": evaluations})
+        self._learner.train()
+
+    def _save(self) -> None:
+        self._saved_at_s = self._progress.train_seconds
+        if self._team.leads:
+            self._checkpoint.save(_state(self._learner, self._optimiser, self._device), self._progress)
+
+
+def _optimiser(learner: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(learner.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+
+def _state(learner: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device) -> Tensors:
+    """All tensors that a training goes on from."""
+    tensors = {f"{_LEARNER}{name}": tensor for name, tensor in learner.state_dict().items()}
+    for index, values in optimiser.state_dict()["state"].items():
+        tensors |= {f"{_OPTIMISER}{index}.{name}": tensor for name, tensor in values.items()}
+    tensors[_RANDOM] = torch.get_rng_state()
+    if device.type == "cuda":
+        tensors[_RANDOM_CUDA] = torch.cuda.get_rng_state(device)
+    return tensors
+
+
+def _restore(tensors: Tensors, learner: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device) -> None:
+    """Put the tensors back where they came from."""
+    learner.load_state_dict(
+        {name.removeprefix(_LEARNER): tensor for name, tensor in tensors.items() if name.startswith(_LEARNER)}
+    )
+    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+    state: dict[int, Tensors] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(_OPTIMISER):
+            index, _, value = name.removeprefix(_OPTIMISER).partition(".")
+            weight = weights[int(index)]
+            # In the order of the weight's memory, as the optimiser made it, or the last bit may come out otherwise.
+            own = torch.empty_like(weight).copy_(tensor) if tensor.shape == weight.shape else tensor
+            state.setdefault(int(index), {})[value] = own
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    torch.set_rng_state(tensors[_RANDOM])
+    if device.type == "cuda" and _RANDOM_CUDA in tensors:
+        torch.cuda.set_rng_state(tensors[_RANDOM_CUDA], device)
+
+
+def _is_finite(learner: nn.Module) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in learner.state_dict().values())
+
+
+def _own_random_state(device: torch.device) -> AbstractContextManager[None]:
+    """Whatever a training does with torch's global random state, the caller finds it as it was."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+def new_learner(spec: WindowSpec, settings: TrainSettings, data: TripletWindows, device: torch.device) -> Learner:
+    """A learner with random weights, by the seed, whose input is normalised by the train windows."""
+    network = random_network(_network_spec(spec, settings), settings.seed)
+    some = np.random.default_rng([settings.seed, 0]).choice(
+        len(data), min(_NORMALISATION_TRIPLETS, len(data)), replace=False
+    )
+    network.set_normalisation(data.windows(some))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return Learner(network, settings.embedding_dim, settings.projection_dim, device).to(device)
+
+
+def _network_spec(spec: WindowSpec, settings: TrainSettings) -> NetworkSpec:
+    return NetworkSpec(settings.network, spec.n_channels, spec.n_scales, settings.embedding_dim)
+
+
+def take_step(
+    learner: nn.Module,
     optimiser: torch.optim.Optimizer,
-    windows: torch.Tensor,
-    margin: float,
-    device: torch.device,
-) -> tuple[float, float]:
-    """One step of descent on windows `[3 N, C, H, W]`; returns the loss and the share of triplets that had any."""
-    anchor, positive, negative = embed(network, windows, device).chunk(3)
-    loss = margin_triplet_loss(anchor, positive, negative, margin)
+    batch: Batch,
+    settings: TrainSettings,
+    rate: float,
+    team: Team = ALONE,
+) -> LossValue:
+    """One step of descent on a batch, of which a team's processes have a share each, at a learning rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    embeddings, seen = learner(batch.windows)
+    value = _loss(embeddings, seen, batch, settings, team)
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    value.loss.backward()  # type: ignore[no-untyped-call]
+    team.add_gradients(learner)
     optimiser.step()
-    with torch.no_grad():
-        gap = (anchor - negative).square().sum(1) - (anchor - positive).square().sum(1)
-        active_share = (gap < margin).float().mean()
-    return float(loss.detach()), float(active_share)
+    return LossValue(value.loss.detach(), value.active_share)
+
+
+def _loss(embeddings: torch.Tensor, seen: torch.Tensor, batch: Batch, settings: TrainSettings, team: Team) -> LossValue:
+    """The loss of the whole batch; only gradients by this process's share flow."""
+    n_own = len(batch.xyz)
+    xyz, near_m = team.gather(batch.xyz, 2), team.gather(batch.near_m, 2)
+    if settings.false_negative_m is not None:
+        near_m = torch.full_like(near_m, settings.false_negative_m)
+    small = team.gather(thumbnails(batch.windows[:n_own]), 2)
+    is_negative = negative_pairs(xyz, near_m, small, settings.false_negative_difference)
+    parts = torch.split(team.gather(seen, n_roles(settings)), len(xyz) // 2)
+    value = make_loss(settings)(Embedded(parts[0], parts[1], parts[2] if len(parts) > 2 else None, is_negative))
+    if not settings.vicreg_weight:
+        return value
+    terms = vicreg_terms(team.gather(embeddings[:n_own], 2))
+    return LossValue(value.loss + settings.vicreg_weight * terms, value.active_share)
+
+
+def diagnosis(step: int, loss: float, rate: float, batch: Batch, learner: Learner) -> str:
+    """Why a loss may have become infinite or not a number, and what to do."""
+    broken = [name for name, weight in learner.state_dict().items() if not bool(torch.isfinite(weight).all())]
+    weights = f"{len(broken)} weights are not finite, the first is {broken[0]}" if broken else "all weights are finite"
+    blank = float((batch.windows.flatten(1).float().std(dim=1) == 0).float().mean())
+    return (
+        f"Training step {step}: the loss is {loss} at learning rate {rate:g}; {weights}; {blank:.0%} of the batch's "
+        "windows are of one colour. Lower learning_rate, or raise temperature; by the same settings it would come "
+        "here again. Nothing was registered."
+    )
 
 
 def rate_share(progress: float, warmup: float) -> float:
-    """The learning rate's share of its peak when `progress` (0 to 1) of the budget is used: warm-up, cosine."""
+    """The learning rate's share of its peak when `progress` (0 to 1) of the plan is done: warm-up, cosine."""
     if progress < warmup:
         return max(progress, 1e-3) / warmup
     return 0.5 * (1 + math.cos(math.pi * min((progress - warmup) / (1 - warmup), 1.0)))

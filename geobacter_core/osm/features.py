@@ -132,46 +132,69 @@ def build_features(extract: Extract, pbf: Path, keys: Sequence[str], folder: Pat
     """
     keys = tuple(sorted(set(keys)))
     recipe = digest_of("features", VERSION, extract.sha256, extract.bounds, keys)
-    try:
-        present = load_features(folder)[0]
-        if present.recipe == recipe:
-            _log.info("%s: map features are up to date", extract.region)
-            return present
-    except FeaturesError:
-        pass
 
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_temporaries(folder)
-    work = temporary_beside(folder / recipe[:16])
-    work.mkdir()
-    try:
+    def make(work: Path) -> Features:
         counts, broken = _write_layers(extract, pbf, keys, work)
         if not any(counts[layer] for layer in LAYERS):
             raise FeaturesError(
                 f"Extract of region '{extract.region}' ({extract.source}): nothing in it can be drawn with the tags "
                 f"{', '.join(keys[:6])}, …. Give the region another extract, or check its bounds {extract.bounds}."
             )
-        digest = digest_of(*(sha256_of_file(work / f"{layer}.fgb") for layer in LAYERS))
-        final = folder / recipe[:16]
+        return Features(
+            region=extract.region,
+            recipe=recipe,
+            digest=content_digest(work),
+            extract_sha256=extract.sha256,
+            osm_timestamp=extract.osm_timestamp,
+            keys=keys,
+            counts=counts,
+            broken=broken,
+        )
+
+    return kept_or_made(folder, recipe, make)
+
+
+def kept_or_made(folder: Path, recipe: str, make: Callable[[Path], Features]) -> Features:
+    """The map features in `folder` if they are of that recipe, or else those that `make` writes in their place.
+
+    Args:
+        folder: Gets the files, in a folder named after the recipe, and the manifest, written last.
+        recipe: Digest of everything that the files follow from.
+        make: Writes the three files into the empty folder that it is given, and returns their manifest.
+
+    Raises:
+        FeaturesError: `make` raised it; what was there stays.
+        GeobacterError: The disk has no room.
+    """
+    try:
+        present = load_features(folder)[0]
+        if present.recipe == recipe:
+            _log.info("%s: map features are up to date", present.region)
+            return present
+    except FeaturesError:
+        pass
+
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_temporaries(folder)
+    final = folder / recipe[:16]
+    work = temporary_beside(final)
+    work.mkdir()
+    try:
+        features = make(work)
         shutil.rmtree(final, ignore_errors=True)
         work.rename(final)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    features = Features(
-        region=extract.region,
-        recipe=recipe,
-        digest=digest,
-        extract_sha256=extract.sha256,
-        osm_timestamp=extract.osm_timestamp,
-        keys=keys,
-        counts=counts,
-        broken=broken,
-    )
     write_json(folder / _MANIFEST, features)
     for other in folder.iterdir():
         if other.is_dir() and other != final and not other.name.startswith(TEMPORARY_PREFIX):
             shutil.rmtree(other, ignore_errors=True)
     return features
+
+
+def content_digest(files: Path) -> str:
+    """Digest of the content of the three files in a folder."""
+    return digest_of(*(sha256_of_file(files / f"{layer}.fgb") for layer in LAYERS))
 
 
 def _write_layers(
@@ -218,23 +241,38 @@ def _write(
     first: pa.RecordBatch | None = None,
 ) -> int:
     """Stream rows into one FlatGeobuf file; returns how many features it got."""
-    import pyogrio  # see features_problems
-
-    schema = pa.schema([("geometry", pa.binary()), *((key, pa.string()) for key in keys), ("layer", pa.int32())])
-    n_features = 0
+    schema = layer_schema(keys)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        nonlocal n_features
-        if first is not None and first.num_rows:
-            n_features += first.num_rows
+        if first is not None:
             yield first.cast(schema)
         for chunk in _in_batches(rows):
-            batch = _batch(chunk, keys, schema, near)
-            n_features += batch.num_rows
-            yield batch
+            yield _batch(chunk, keys, schema, near)
+
+    return write_layer(path, layer, keys, batches())
+
+
+def layer_schema(keys: Sequence[str]) -> pa.Schema:
+    """The columns of a file: geometry as WKB in EPSG:3857, a string per tag key, the number `layer`."""
+    return pa.schema([("geometry", pa.binary()), *((key, pa.string()) for key in keys), ("layer", pa.int32())])
+
+
+def write_layer(path: Path, layer: str, keys: Sequence[str], batches: Iterable[pa.RecordBatch]) -> int:
+    """Stream batches in `layer_schema` into one FlatGeobuf file; returns how many features it got."""
+    import pyogrio  # see features_problems
+
+    schema = layer_schema(keys)
+    n_features = 0
+
+    def counted() -> Iterator[pa.RecordBatch]:
+        nonlocal n_features
+        for batch in batches:
+            if batch.num_rows:
+                n_features += batch.num_rows
+                yield batch
 
     pyogrio.write_arrow(
-        pa.RecordBatchReader.from_batches(schema, batches()),
+        pa.RecordBatchReader.from_batches(schema, counted()),
         path,
         driver="FlatGeobuf",
         layer=layer,
@@ -243,6 +281,23 @@ def _write(
         crs="EPSG:3857",
     )
     return n_features
+
+
+def read_layer(files: Path, layer: str) -> Iterator[pa.RecordBatch]:
+    """The features of one file as batches in `layer_schema`, in the file's order.
+
+    Args:
+        files: Folder with `points.fgb`, `lines.fgb` and `polygons.fgb`.
+        layer: `points`, `lines` or `polygons`.
+    """
+    import pyogrio  # see features_problems
+
+    with pyogrio.open_arrow(files / f"{layer}.fgb", batch_size=_BATCH, use_pyarrow=True) as (_, reader):
+        keys = [name for name in reader.schema.names if name not in ("layer", "wkb_geometry")]
+        schema = layer_schema(keys)
+        for batch in reader:
+            columns = [batch.column("wkb_geometry" if name == "geometry" else name) for name in schema.names]
+            yield pa.RecordBatch.from_arrays(columns, schema.names).cast(schema)
 
 
 def _in_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:

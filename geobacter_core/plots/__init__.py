@@ -1,4 +1,4 @@
-"""Pictures of tiles, triplets and embeddings, for people: reports, Dagster's and MLflow's pages, the README.
+"""Pictures of tiles, triplets, embeddings and evaluations, for people: reports, Dagster's and MLflow's pages, README.
 
 Plain functions from data to a Pillow image; the same input gives the same pixels. Nothing here reads a whole tile cache
 at once: a map is put together chunk by chunk, each reduced as soon as it has been read.
@@ -14,6 +14,7 @@ from geobacter_core.plots.arrange import (
 )
 from geobacter_core.plots.cells import embedding_map
 from geobacter_core.plots.colours import to_rgb
+from geobacter_core.plots.evaluation import SweepRow, label_curve_chart, probe_chart, spread_chart, sweep_chart
 from geobacter_core.plots.page import ATTRIBUTION, png_bytes
 from geobacter_core.plots.samples import samples_map, triplet_picture
 from geobacter_core.plots.tiles import tile_contact_sheet
@@ -22,15 +23,20 @@ from geobacter_core.plots.windows import interpolation_strips, neighbour_strips,
 __all__ = [
     "ATTRIBUTION",
     "Components",
+    "SweepRow",
     "component_colours",
     "distinct_rows",
     "embedding_map",
     "interpolation_strips",
+    "label_curve_chart",
     "neighbour_strips",
     "png_bytes",
     "principal_components",
+    "probe_chart",
     "samples_map",
     "snap_to_grid",
+    "spread_chart",
+    "sweep_chart",
     "tile_contact_sheet",
     "to_rgb",
     "triplet_picture",

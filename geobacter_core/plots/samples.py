@@ -59,7 +59,7 @@ def samples_map(triplets: Triplets, bounds: Bounds, ground: shapely.Geometry) ->
             draw.polygon(line, fill=(238, 236, 230))
     block_m = document.get("block_m")
     seed = int(document.get("seed") or 0)
-    grid = block_split(bounds, ground, triplets.size_m, None if block_m is None else float(block_m), seed)
+    grid = block_split(bounds, ground, triplets.extent_m, None if block_m is None else float(block_m), seed)
     width, height = grid.width_px / grid.columns * fine, grid.height_px / grid.rows * fine
     for row in range(grid.rows):
         for column in range(grid.columns):

@@ -67,6 +67,11 @@ class Windows:
         return {int(row): Image.fromarray(window) for row, window in zip(distinct, self.rgb(distinct), strict=True)}
 
 
+def _context(table: EmbeddingTable) -> str:
+    context_m = table.metadata.get("context_m")
+    return f" and as many of the {float(context_m):g} m around it" if context_m else ""
+
+
 def _busy_rows(table: EmbeddingTable, cache: TileCache, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Those of `rows` with something to see: the upper 40 % by the windows' entropy."""
     reader = WindowReader(cache, float(table.metadata["size_m"]), _ENTROPY_PX, _READER_BYTES)
@@ -137,7 +142,7 @@ def neighbour_strips(table: EmbeddingTable, cache: TileCache, n_queries: int = 6
     note = (
         f"Left: {len(queries)} windows that differ, each typical of its like. Right: up to {k} windows of the highest "
         "cosine similarity (below them, with the distance on the ground), none overlapping another. Shown at "
-        f"{side} px; the encoder sees {table.metadata['size_px']} px of {windows.size_m:g} m."
+        f"{side} px; the encoder sees {table.metadata['size_px']} px of {windows.size_m:g} m{_context(table)}."
     )
     return compose_page(content, f"{region}: most similar places", table_subtitle(table), note)
 

@@ -30,16 +30,13 @@ from geobacter_core.geo import (
     pixel_to_lonlat,
     window_half_px,
 )
-from geobacter_core.samples.settings import SampleSettings
+from geobacter_core.samples.settings import MAX_REACH, SampleSettings
 from geobacter_core.samples.split import BlockSplit, block_split
 from geobacter_core.tiles.cache import TileCache
-from geobacter_core.tiles.window import WindowReader, reach
+from geobacter_core.tiles.window import WindowReader
 
-VERSION = "2"
+VERSION = "3"
 """Raise when the same tiles and settings would give other triplets."""
-
-MAX_SHIFT = 0.1
-"""Training may shift a window by this share of its side; the split keeps room for it."""
 
 _ENTROPY_PX = 64
 """Entropy is that of the window at about this many pixels a side."""
@@ -79,6 +76,17 @@ class Triplets:
     def size_m(self) -> float:
         """Side of the windows in ground metres."""
         return float(self.metadata["size_m"] or 0)
+
+    @property
+    def context_m(self) -> float | None:
+        """Side of the wider windows in ground metres, if there are any."""
+        context_m = self.metadata.get("context_m")
+        return None if context_m is None else float(context_m)
+
+    @property
+    def extent_m(self) -> float:
+        """Side of the widest window in ground metres."""
+        return max(self.size_m, self.context_m or 0.0)
 
     def lonlat(self, split: str) -> NDArray[np.float64]:
         """Places of a split in degrees, float64 `[N, 3, 2]`: anchor, positive, negative; lon, lat."""
@@ -188,7 +196,7 @@ def build_triplets(
     except SamplesError:
         pass
     settings = _resolved(settings, bounds, ground)
-    split = block_split(bounds, ground, settings.size_m, settings.block_m, settings.seed)
+    split = block_split(bounds, ground, settings.extent_m, settings.block_m, settings.seed)
     pool = _draw_pool(cache, ground, split, settings, on_progress)
     table, n_relaxed = _with_negatives(pool, split, settings)
     counts = {name: int(np.sum(pool.split == name)) for name in ("train", "test")}
@@ -320,7 +328,7 @@ def _draw_in_chunk(
 ) -> _Pool:
     """Up to `n` anchors with positives whose anchor lies in a chunk."""
     anchor = _places_in(chunk, n, ground, rng)
-    side = split.assign(anchor[:, 0], anchor[:, 1], settings.size_m, reach(MAX_SHIFT))
+    side = split.assign(anchor[:, 0], anchor[:, 1], settings.extent_m, MAX_REACH)
     anchor, side = anchor[side != ""], side[side != ""]
     positive, has_positive = _near(anchor, side, ground, split, settings, rng)
     anchor, side, positive = anchor[has_positive], side[has_positive], positive[has_positive]
@@ -355,20 +363,31 @@ def _near(
     settings: SampleSettings,
     rng: np.random.Generator,
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """A place of the same split within `distance_m` of each anchor, uniform over that disc, where one is found."""
+    """A place of the same split near each anchor, as `settings.near` says, where one is found."""
     positive = anchor.copy()
     found = np.zeros(len(anchor), bool)
     px_per_m = window_half_px(anchor[:, 1], 2.0)
     x, y = lonlat_to_pixel(anchor[:, 0], anchor[:, 1])
     for _ in range(_NEAR_TRIES):
-        radius = (settings.distance_m or 0) * np.sqrt(rng.random(len(anchor)))
-        angle = rng.uniform(0, 2 * np.pi, len(anchor))
-        lon, lat = pixel_to_lonlat(x + radius * np.cos(angle) * px_per_m[0], y + radius * np.sin(angle) * px_per_m[1])
-        fits = split.assign(lon, lat, settings.size_m, reach(MAX_SHIFT)) == side
+        east_m, north_m = _offsets(len(anchor), settings, rng)
+        lon, lat = pixel_to_lonlat(x + east_m * px_per_m[0], y - north_m * px_per_m[1])
+        fits = split.assign(lon, lat, settings.extent_m, MAX_REACH) == side
         fits &= shapely.contains_xy(ground, lon, lat) & ~found
         positive[fits] = np.stack([lon, lat], axis=1)[fits]
         found |= fits
     return positive, found
+
+
+def _offsets(n: int, settings: SampleSettings, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """How far east and north of its anchor each of `n` positives is tried, ground metres."""
+    distance_m = settings.distance_m or 0.0
+    if settings.near == "overlap":
+        east_m, north_m = rng.uniform(-distance_m, distance_m, (2, n))
+        return east_m, north_m
+    share = rng.random(n)
+    radius_m = distance_m * (share if settings.near == "ring" else np.sqrt(share))
+    angle = rng.uniform(0, 2 * np.pi, n)
+    return radius_m * np.cos(angle), radius_m * np.sin(angle)
 
 
 def entropies(reader: WindowReader, lonlat: Floats) -> Floats:

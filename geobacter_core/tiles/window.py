@@ -1,9 +1,11 @@
 """Windows: squares of ground cut from the tiles, across tile and chunk borders, at any latitude.
 
-Cutting has two steps. `WindowReader.patches` gathers the pixels around each place from the cache, reduced by a power of
-two where the window is much finer than `size_px`; `resample` turns a whole batch of patches into windows with one
-bilinear pass, rotated, flipped and shifted if wanted. The reduction depends on nothing but latitude, `size_m` and
-`size_px`, so a window has the same pixels in training, in a table and in an answer to a request.
+A window may be accompanied by its context, a wider window around the same place at the same number of pixels; its
+channels follow those of the window. Cutting has two steps. `WindowReader.patches` gathers the pixels around each place
+from the cache, reduced by a power of two where the window is much finer than `size_px`; `resample` turns a whole batch
+of patches into windows with one bilinear pass, rotated, flipped and shifted if wanted. The reduction depends on nothing
+but latitude, `size_m` and `size_px`, so a window has the same pixels in training, in a table and in an answer to a
+request.
 """
 
 import math
@@ -45,35 +47,67 @@ class Patches:
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """How each window of a batch is turned, mirrored and moved. Units: radians, ±1, shares of the window's side."""
+    """How each window of a batch is turned, mirrored, moved and widened.
+
+    Attributes:
+        angle: Radians, `[N]`.
+        flip: 1, or -1 where mirrored, `[N]`.
+        shift: Along both axes, shares of the window's side, `[N, 2]`.
+        scale: Factor on the side, `[N]`.
+    """
 
     angle: Floats
     flip: Floats
     shift: Floats
+    scale: Floats
 
     @classmethod
-    def draw(cls, n: int, max_shift: float, rng: np.random.Generator) -> "Views":
-        """Any angle, either hand, a shift of up to `max_shift` (share of the side) along both axes."""
+    def draw(
+        cls, n: int, max_shift: float, rng: np.random.Generator, max_scale: float = 1.0, rotate: bool = True
+    ) -> "Views":
+        """Any angle and either hand (or neither), shifts of up to `max_shift`, scales of 1 / `max_scale` to it."""
+        angle, flip = rng.uniform(0, 2 * np.pi, n), rng.choice(np.array([-1.0, 1.0]), n)
         return cls(
-            angle=rng.uniform(0, 2 * np.pi, n),
-            flip=rng.choice(np.array([-1.0, 1.0]), n),
+            angle=angle if rotate else np.zeros(n),
+            flip=flip if rotate else np.ones(n),
             shift=rng.uniform(-max_shift, max_shift, (n, 2)),
+            scale=np.exp(rng.uniform(-1, 1, n) * np.log(max_scale)),
         )
 
+    def take(self, rows: NDArray[np.int64]) -> "Views":
+        """Those of some rows."""
+        return Views(self.angle[rows], self.flip[rows], self.shift[rows], self.scale[rows])
 
-def reach(max_shift: float) -> float:
+    def of_wider(self, ratio: float) -> "Views":
+        """The same views of windows around the same places that are wider by a factor."""
+        return Views(self.angle, self.flip, self.shift / ratio, self.scale)
+
+
+def reach(max_shift: float, max_scale: float = 1.0) -> float:
     """How far a view can reach from the window's centre, in half sides: its corner, turned anywhere, and the shift."""
-    return _MAX_SCALE + 2 * max_shift
+    return math.sqrt(2) * max_scale + 2 * max_shift
 
 
 class WindowReader:
-    """Reads windows of one region, with a bounded number of bytes of recently used chunks in memory."""
+    """Reads windows of one region, with a bounded number of bytes of recently used chunks in memory.
 
-    def __init__(self, cache: TileCache, size_m: float, size_px: int, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> None:
+    `context` reads the wider windows around the same places, if there are any.
+    """
+
+    def __init__(
+        self,
+        cache: TileCache,
+        size_m: float,
+        size_px: int,
+        budget_bytes: int = DEFAULT_BUDGET_BYTES,
+        context_m: float | None = None,
+    ) -> None:
+        """Read windows of `size_m` ground metres and, where given, their contexts of `context_m`."""
         self.cache = cache
         self.size_m = size_m
         self.size_px = size_px
-        self._budget_bytes = budget_bytes
+        self.context = WindowReader(cache, context_m, size_px, budget_bytes // 2) if context_m else None
+        self._budget_bytes = budget_bytes // 2 if context_m else budget_bytes
         self._mosaics: OrderedDict[tuple[Tile, int], Pixels] = OrderedDict()
         self._used_bytes = 0
 
@@ -112,13 +146,14 @@ class WindowReader:
             yield pixels[top:bottom, left:right]
 
     def windows(self, lon: Floats, lat: Floats) -> Pixels:
-        """Windows of places in degrees, north up: uint8 `[N, C, size_px, size_px]`."""
-        return np.asarray(resample(self.patches(lon, lat), self.size_px).numpy(), np.uint8)
+        """Windows of places in degrees, north up: uint8 `[N, S·C, size_px, size_px]`; S is 2 with a context, else 1."""
+        windows = np.asarray(resample(self.patches(lon, lat), self.size_px).numpy(), np.uint8)
+        return windows if self.context is None else np.concatenate([windows, self.context.windows(lon, lat)], axis=1)
 
     def window(self, place: Place) -> Pixels:
-        """One window as a picture: uint8 `[size_px, size_px, C]`."""
+        """One window, without its context, as a picture: uint8 `[size_px, size_px, C]`."""
         windows = self.windows(np.array([place.lon]), np.array([place.lat]))
-        return np.moveaxis(windows[0], 0, -1)
+        return np.moveaxis(windows[0, : self.cache.n_channels], 0, -1)
 
     def _reduction(self, half_px: Floats) -> NDArray[np.int64]:
         scale = 2 * half_px.max(axis=1) / self.size_px
@@ -190,7 +225,7 @@ def resample(
         matrix[:, 0, 0], matrix[:, 1, 1] = patches.half[:, 0], patches.half[:, 1]
         centre = patches.centre
     else:
-        cos, sin = np.cos(views.angle), np.sin(views.angle)
+        cos, sin = views.scale * np.cos(views.angle), views.scale * np.sin(views.angle)
         matrix[:, 0, 0], matrix[:, 0, 1] = patches.half[:, 0] * cos * views.flip, -patches.half[:, 0] * sin
         matrix[:, 1, 0], matrix[:, 1, 1] = patches.half[:, 1] * sin * views.flip, patches.half[:, 1] * cos
         centre = patches.centre + 2 * views.shift * patches.half

@@ -5,7 +5,7 @@ import time
 import dagster as dg
 
 from geobacter_core.osm.extract import load_extract
-from geobacter_pipeline.assets.encoder import location_encoder
+from geobacter_pipeline.assets.encoder import champion_encoder
 from geobacter_pipeline.assets.osm import OWNERS, osm_extract
 from geobacter_pipeline.assets.tiles import tile_cache
 from geobacter_pipeline.partitions import region_partitions
@@ -18,7 +18,7 @@ TABLE_VERSION = "1"
 
 @dg.asset(
     partitions_def=region_partitions,
-    deps=[osm_extract, tile_cache, location_encoder],
+    deps=[osm_extract, tile_cache, champion_encoder],
     group_name="embeddings",
     kinds={"geoparquet", "torch"},
     owners=OWNERS,

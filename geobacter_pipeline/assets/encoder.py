@@ -1,6 +1,8 @@
-"""The encoder: trained on the triplets of every training region, tracked and registered in MLflow."""
+"""The encoder: trained on the triplets of every training region and registered in MLflow; and who is champion."""
 
 import os
+import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -16,9 +18,12 @@ from geobacter_pipeline.resources import Geobacter
 if TYPE_CHECKING:
     import PIL.Image
 
+# Observable assets are called beta at every import; constraints.txt pins what was tested.
+warnings.filterwarnings("ignore", category=dg.BetaWarning, message=".*multi_observable_source_asset.*")
+
 _LOCAL_UI = "http://127.0.0.1:5000"
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 """That of `geobacter_core.encoder.train`, which is not imported here because torch takes seconds; a test holds it."""
 
 
@@ -35,8 +40,9 @@ CODE_VERSION = "1"
 def location_encoder(
     context: dg.AssetExecutionContext, config: TrainConfig, geobacter: Geobacter
 ) -> dg.MaterializeResult[None]:
-    """A ResNet-18 from window to embedding: a new MLflow run and registered version at every materialisation."""
+    """A network from window to embedding: a new MLflow run and registered version at every materialisation."""
     from geobacter_core.encoder.evaluate import Examples
+    from geobacter_core.encoder.tracking import train_tracked
     from geobacter_core.encoder.train import Epoch, Step
     from geobacter_core.plots import triplet_picture
 
@@ -67,7 +73,7 @@ def location_encoder(
                 regions[0].cache.manifest.channels,
             )
 
-        done = registry.register(regions, config, tags, draw, on_step, on_epoch)
+        done = train_tracked(registry, regions, config, tags, draw, on_step, on_epoch)
     trained, version = done.trained, done.version
     return dg.MaterializeResult(
         data_version=dg.DataVersion(version.digest),
@@ -90,6 +96,41 @@ def location_encoder(
             "size_px": version.size_px,
             "embedding_dim": version.embedding_dim,
             "picture": picture(done.picture),
+        },
+    )
+
+
+# Not an asset that is materialised: it would be stale after every training, refused or not, and with it every table.
+@dg.multi_observable_source_asset(  # type: ignore[untyped-decorator]
+    specs=[
+        dg.AssetSpec(
+            "champion_encoder",
+            description="The encoder that tables are made with, observed in the registry. A training that is refused "
+            "does not change it; a promotion does, by the gate or by hand, and makes the tables stale.",
+            deps=[location_encoder],
+            group_name="encoder",
+            kinds={"mlflow"},
+            owners=OWNERS,
+            code_version="1",
+        )
+    ]
+)
+def champion_encoder(geobacter: Geobacter) -> Iterator[dg.ObserveResult]:
+    """See which encoder is the champion. Its data version is the digest of its weights."""
+    with core_errors():
+        registry = geobacter.registry()
+        champion = registry.champion()
+    yield dg.ObserveResult(
+        asset_key="champion_encoder",
+        data_version=dg.DataVersion(champion.digest),
+        metadata={
+            "model": champion.name,
+            "model_uri": f"models:/{champion.name}",
+            "alias": registry.champion_alias,
+            "mlflow_run_id": champion.run_id,
+            "mlflow_run": _run_link(registry.uri, registry.experiment_id, champion.run_id),
+            "style": champion.style_label,
+            "test_triplet_accuracy": champion.test_accuracy,
         },
     )
 

@@ -1,0 +1,95 @@
+"""What an encoder is worth for a question that OpenStreetMap does not answer: people and jobs in Porto Alegre.
+
+    .venv/bin/python benchmarks/porto_alegre.py ROADS.osm.pbf LABELS.csv [--seconds 900] [--seed 1] [--skip-original]
+
+The map has roads only; the labels are known per H3 cell. In one run, on the same blocked folds: the default encoder
+and the original recipe, each trained on that map for so many seconds, random weights, and what can be had without
+a network. Nothing is trained on the labels but the probes. Any extract and file of labels will do.
+"""
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from geobacter_core.encoder.data import RegionData
+from geobacter_core.encoder.device import best_device
+from geobacter_core.encoder.train import check_regions, encode_with, train
+from geobacter_core.evaluation.evaluate import evaluate
+from geobacter_core.evaluation.questions import GIVEN, questions
+from geobacter_core.evaluation.representations import Subject, random_weights
+from geobacter_core.evaluation.settings import EvaluationSettings
+from geobacter_core.evaluation.store import summary
+from geobacter_core.evaluation.sweep import ORIGINAL, Choice
+from geobacter_core.osm.extract import fetch_extract, load_extract
+from geobacter_core.osm.features import build_features
+from geobacter_core.regions import Region
+from geobacter_core.samples.triplets import build_triplets
+from geobacter_core.settings import Settings
+from geobacter_core.tiles.cache import open_cache
+from geobacter_core.tiles.region import build_region
+from geobacter_core.tiles.style import all_keys
+
+
+def build(settings: Settings, region: Region, styles: set[str]) -> None:
+    """Extract, map features and tiles."""
+    fetch_extract(region, settings.extract_folder(region.name))
+    extract, pbf = load_extract(settings.extract_folder(region.name))
+    build_features(extract, pbf, all_keys(), settings.features_folder(region.name))
+    for style in styles:
+        build_region(settings, region, style)
+
+
+def trained(settings: Settings, region: Region, name: str, choice: Choice) -> list[Subject]:
+    """An encoder trained as a choice says, and its network with random weights."""
+    settings = dataclasses.replace(settings, style=choice.style)
+    extract, _ = load_extract(settings.extract_folder(region.name))
+    cache = open_cache(settings, region)
+    path = settings.data / f"{name.replace(' ', '-')}.parquet"
+    data = [RegionData(region.name, build_triplets(path, cache, extract.box, extract.ground, choice.samples), cache)]
+    begun = time.perf_counter()
+    done = train(data, choice.train)
+    print(
+        f"{name}: {done.n_steps} steps, {done.images_per_s:,.0f} images/s, {done.train_seconds:.0f} s of training "
+        f"({time.perf_counter() - begun:.0f} s with its tests), triplet accuracy {done.scores.triplet_accuracy:.3f}",
+        file=sys.stderr,
+        flush=True,
+    )
+    window, device = check_regions(data), best_device()
+    encode = encode_with(done.network.to(device), device)
+    subject = Subject(name, encode, window.size_m, choice.train.size_px, window.context_m)
+    windows = torch.cat([done.test.anchor, done.test.positive])[:1024]
+    return [subject, random_weights(done.network.spec, subject, choice.train.seed, windows)]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("extract", type=Path)
+    parser.add_argument("labels", type=Path)
+    parser.add_argument("--seconds", type=float, default=900.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--skip-original", action="store_true")
+    options = parser.parse_args()
+    region = Region(
+        name="labelled", extract=str(options.extract.resolve()), labels=str(options.labels.resolve()), train=True
+    )
+    budget = {"max_seconds": options.seconds, "seed": options.seed}
+    default, original = Choice().changed(budget), Choice().changed({**ORIGINAL, **budget})
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(Path(folder), Path(folder) / "regions.toml", "", default.style)
+        build(settings, region, {default.style, original.style})
+        subjects = trained(settings, region, "default encoder", default)
+        if not options.skip_original:
+            subjects.append(trained(settings, region, "original's recipe", original)[0])
+        asked = (part for part in questions(settings, region, EvaluationSettings()) if part.source == GIVEN)
+        evaluation = evaluate(region.name, subjects, asked, EvaluationSettings(seed=options.seed))
+    print(summary(evaluation))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Encoder versions: what the registry knows of each, kept as tags, and an encoder that is ready for use."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from geobacter_core.encoder.evaluate import Embeddings
+from geobacter_core.encoder.network import NetworkSpec, weights_digest
+from geobacter_core.encoder.settings import ARCHITECTURES, Architecture, TrainSettings
+from geobacter_core.encoder.train import Trained, WindowSpec
+from geobacter_core.errors import EncoderError, RegistryError
+
+MODEL_NAME = "geobacter"
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderVersion:
+    """A registered encoder: what the registry knows of it.
+
+    Attributes:
+        version: Number in the registry.
+        run_id: The MLflow run that trained it.
+        digest: Hex SHA-256 of the weights.
+        style: Name of the style of the windows it takes.
+        size_m: Side of the windows in ground metres.
+        size_px: Side of the windows in pixels.
+        n_channels: C, channels of the style.
+        embedding_dim: D.
+        seed: Of its weights before training.
+        test_accuracy: Triplet accuracy on test windows when it was trained.
+        random_accuracy: That of random weights on the same windows.
+        style_version: Version of the style.
+        network: Name of the backbone.
+        context_m: Side in ground metres of the wider window that goes with each window, if there is one.
+    """
+
+    version: int
+    run_id: str
+    digest: str
+    style: str
+    size_m: float
+    size_px: int
+    n_channels: int
+    embedding_dim: int
+    seed: int
+    test_accuracy: float
+    random_accuracy: float
+    style_version: str = "1"
+    network: Architecture = "resnet18"
+    context_m: float | None = None
+
+    @property
+    def style_label(self) -> str:
+        """`name/version` of the style."""
+        return f"{self.style}/{self.style_version}"
+
+    @property
+    def name(self) -> str:
+        """`geobacter/<version>`, as in the embedding tables."""
+        return f"{MODEL_NAME}/{self.version}"
+
+    @property
+    def n_scales(self) -> int:
+        """S: 2 with a context, else 1."""
+        return 1 if self.context_m is None else 2
+
+    @property
+    def spec(self) -> NetworkSpec:
+        """What its network is built from."""
+        return NetworkSpec(self.network, self.n_channels, self.n_scales, self.embedding_dim)
+
+    @property
+    def window(self) -> tuple[float, float | None, int]:
+        """Size, context and pixels of its windows: two versions with the same are measured on the same windows."""
+        return self.size_m, self.context_m, self.size_px
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """An encoder that is ready for use."""
+
+    version: EncoderVersion
+    _encode: Callable[[torch.Tensor], Embeddings]
+
+    def encode(self, windows: torch.Tensor | np.ndarray[Any, np.dtype[np.uint8]]) -> Embeddings:
+        """Embed uint8 `[N, S·C, size_px, size_px]` as float32 `[N, D]`, each row of length 1.
+
+        Raises:
+            EncoderError: The windows are not of the shape that the encoder takes.
+        """
+        batch = torch.as_tensor(windows)
+        expected = (self.version.spec.n_planes, self.version.size_px, self.version.size_px)
+        if batch.dtype != torch.uint8 or tuple(batch.shape[1:]) != expected:
+            raise EncoderError(
+                f"Encoder {self.version.name} takes uint8 windows [N, {', '.join(map(str, expected))}] of style "
+                f"'{self.version.style}', not {batch.dtype} {list(batch.shape)}. Cut windows of its style and size."
+            )
+        return self._encode(batch)
+
+
+def tags_of(trained: Trained, windows: WindowSpec, settings: TrainSettings) -> dict[str, str]:
+    """What the registry is to know of a trained network: the tags of its version and the metadata of its model."""
+    return {
+        "weights_digest": weights_digest(trained.network),
+        "style": windows.style,
+        "style_version": windows.style_version,
+        "size_m": f"{windows.size_m:g}",
+        "context_m": "" if windows.context_m is None else f"{windows.context_m:g}",
+        "size_px": str(settings.size_px),
+        "n_channels": str(windows.n_channels),
+        "network": settings.network,
+        "embedding_dim": str(settings.embedding_dim),
+        "seed": str(settings.seed),
+        "test_triplet_accuracy": f"{trained.scores.triplet_accuracy:.4f}",
+        "random_triplet_accuracy": f"{trained.random.triplet_accuracy:.4f}",
+    }
+
+
+def version_of(number: int, run_id: str, tags: Mapping[str, str]) -> EncoderVersion:
+    """The version with these tags; versions of before a tag was written have its only value of that time.
+
+    Raises:
+        RegistryError: A tag is missing, or says what no encoder of ours has.
+    """
+    try:
+        return EncoderVersion(
+            version=number,
+            run_id=run_id,
+            digest=tags["weights_digest"],
+            style=tags["style"],
+            size_m=float(tags["size_m"]),
+            size_px=int(tags["size_px"]),
+            n_channels=int(tags["n_channels"]),
+            embedding_dim=int(tags["embedding_dim"]),
+            seed=int(tags["seed"]),
+            test_accuracy=float(tags["test_triplet_accuracy"]),
+            random_accuracy=float(tags["random_triplet_accuracy"]),
+            style_version=tags.get("style_version", "1"),
+            network=_architecture(tags.get("network", "resnet18")),
+            context_m=float(tags["context_m"]) if tags.get("context_m") else None,
+        )
+    except KeyError as missing:
+        wrong = f"has no tag {missing}"
+    except ValueError as problem:
+        wrong = f"has a tag that cannot be read ({problem})"
+    raise RegistryError(
+        f"Registered model {MODEL_NAME} version {number} {wrong}: not one of ours. Point the alias to another version."
+    )
+
+
+def _architecture(name: str) -> Architecture:
+    for known in ARCHITECTURES:
+        if name == known:
+            return known
+    raise ValueError(f"network '{name}' is none of {', '.join(ARCHITECTURES)}")

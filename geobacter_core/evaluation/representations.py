@@ -1,0 +1,100 @@
+"""Representations of places that are compared: encoders, random weights, and what can be had without any network."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from geobacter_core.encoder.device import best_device
+from geobacter_core.encoder.evaluate import Encode
+from geobacter_core.encoder.network import NetworkSpec, calibrate, random_network
+from geobacter_core.encoder.train import encode_with
+from geobacter_core.evaluation.labels import Places
+from geobacter_core.evaluation.pixels import pixel_shares
+from geobacter_core.evaluation.questions import Questions
+from geobacter_core.evaluation.ridge import Matrix
+from geobacter_core.evaluation.srai_embedders import srai_baselines
+from geobacter_core.evaluation.tags import coordinates, tag_counts
+from geobacter_core.tiles.cache import TileCache
+from geobacter_core.tiles.window import WindowReader
+
+RANDOM = "random weights"
+PIXELS = "pixel shares"
+TAGS = "tag counts"
+COORDINATES = "coordinates"
+_READER_BYTES = 1 << 30
+_SLICE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """An encoder under test.
+
+    Attributes:
+        name: In tables and pictures.
+        encode: From windows to embeddings.
+        size_m: Side of its windows, ground metres.
+        size_px: Side of its windows, pixels.
+        context_m: Side of the wider windows that it takes too, if any, ground metres.
+    """
+
+    name: str
+    encode: Encode
+    size_m: float
+    size_px: int
+    context_m: float | None
+
+    @property
+    def extent_m(self) -> float:
+        """Side of the widest window."""
+        return max(self.size_m, self.context_m or 0.0)
+
+
+def random_weights(spec: NetworkSpec, like: Subject, seed: int, windows: torch.Tensor) -> Subject:
+    """The network of an encoder, never trained: its input and its layers are normalised by some windows.
+
+    Args:
+        spec: Of the network.
+        like: The encoder whose windows it takes.
+        seed: Of the weights.
+        windows: uint8 `[N, S·C, size_px, size_px]`, a few hundred or more.
+    """
+    network = random_network(spec, seed)
+    network.set_normalisation(windows)
+    calibrate(network, windows)
+    device = best_device()
+    encode = encode_with(network.to(device), device)
+    return Subject(RANDOM, encode, like.size_m, like.size_px, like.context_m)
+
+
+def some_windows(subject: Subject, cache: TileCache, places: Places, n: int = 1024) -> torch.Tensor:
+    """Windows of a subject at some of the places, evenly picked, uint8 `[≤ n, S·C, size_px, size_px]`."""
+    rows = np.unique(np.linspace(0, len(places) - 1, min(n, len(places))).astype(np.int64))
+    reader = WindowReader(cache, subject.size_m, subject.size_px, _READER_BYTES, subject.context_m)
+    return torch.from_numpy(reader.windows(places.lon[rows], places.lat[rows]))
+
+
+def embeddings_of(subject: Subject, asked: Questions) -> Matrix:
+    """A subject's embeddings of the places that are asked about, float32 `[N, D]`."""
+    reader = WindowReader(asked.cache, subject.size_m, subject.size_px, _READER_BYTES, subject.context_m)
+    parts = []
+    for begin in range(0, len(asked.places), _SLICE):
+        part = slice(begin, begin + _SLICE)
+        windows = reader.windows(asked.places.lon[part], asked.places.lat[part])
+        parts.append(subject.encode(torch.from_numpy(windows)))
+    return np.concatenate(parts)
+
+
+def representations(subjects: Sequence[Subject], asked: Questions, seed: int) -> Mapping[str, Matrix]:
+    """Every representation of the places that are asked about, by name, subjects first."""
+    first = subjects[0]
+    reader = WindowReader(asked.cache, first.size_m, first.size_px, _READER_BYTES)
+    counts, _ = tag_counts(asked.features, asked.cells, asked.hidden)
+    return {
+        **{subject.name: embeddings_of(subject, asked) for subject in subjects},
+        PIXELS: pixel_shares(reader.windows(asked.places.lon, asked.places.lat)),
+        TAGS: counts,
+        COORDINATES: coordinates(asked.places),
+        **srai_baselines(asked.features, asked.cells, asked.hidden, seed),
+    }

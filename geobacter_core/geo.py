@@ -219,6 +219,12 @@ def lonlat_to_pixel(lon: Floats, lat: Floats) -> tuple[Floats, Floats]:
     return (x / WORLD_M + 0.5) * WORLD_PX, (0.5 - y / WORLD_M) * WORLD_PX
 
 
+def chunk_numbers(lonlat: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The chunks, x and y, that hold places `[N, 2]` in degrees."""
+    x, y = lonlat_to_pixel(*lonlat.T)
+    return (x // CHUNK_PX).astype(np.int64), (y // CHUNK_PX).astype(np.int64)
+
+
 def pixel_to_lonlat(x: Floats, y: Floats) -> tuple[Floats, Floats]:
     """Fractional zoom-16 pixels to degrees."""
     return mercator_to_lonlat((x / WORLD_PX - 0.5) * WORLD_M, (0.5 - y / WORLD_PX) * WORLD_M)

@@ -9,7 +9,8 @@ from geobacter_core.errors import TileCacheError
 from geobacter_core.geo import CHUNK_PX, Place, Tile, Window, pixel_to_lonlat
 from geobacter_core.samples.settings import MAX_REACH
 from geobacter_core.tiles.cache import chunk_file
-from geobacter_core.tiles.window import Views, WindowReader, reach, reduce, resample
+from geobacter_core.tiles.mosaic import ChunkMemory, reduced
+from geobacter_core.tiles.window import Views, WindowReader, reach, resample
 
 SIZE_M = 200.0
 MAX_SHIFT = 0.1
@@ -92,7 +93,7 @@ def test_a_window_is_the_same_alone_and_in_any_batch(helsinki):
     batch = reader.windows(lon, lat)
     assert batch.shape == (40, 3, 64, 64)
     assert batch.dtype == np.uint8
-    other = WindowReader(helsinki.cache, SIZE_M, 64, budget_bytes=0)
+    other = WindowReader(helsinki.cache, SIZE_M, 64, memory=ChunkMemory(0))
     for index in range(40):
         np.testing.assert_array_equal(other.windows(lon[index : index + 1], lat[index : index + 1])[0], batch[index])
     np.testing.assert_array_equal(reader.windows(lon[::-1], lat[::-1])[::-1], batch)
@@ -199,12 +200,13 @@ def test_a_context_shows_the_same_view_of_wider_ground(ramps):
         assert red[32, 40] - red[32, 24] == pytest.approx(levels / 4, abs=1.5)
 
 
-def test_a_reader_and_its_context_share_the_budget(helsinki):
-    reader = WindowReader(helsinki.cache, SIZE_M, 256, 130_000_000, 450.0)
-    reader.windows(np.array([24.944, 24.9612, 24.944]), np.array([60.17, 60.17, 60.17]))
-    used = reader._used_bytes, reader.context._used_bytes
-    assert min(used) > 0
-    assert sum(used) <= 130_000_000
+def test_a_reader_and_its_context_share_a_memory(helsinki):
+    memory = ChunkMemory(130_000_000)
+    reader = WindowReader(helsinki.cache, SIZE_M, 256, 450.0, memory)
+    reader.windows(np.array([24.944]), np.array([60.17]))
+    alone = ChunkMemory(130_000_000)
+    WindowReader(helsinki.cache, SIZE_M, 256, memory=alone).windows(np.array([24.944]), np.array([60.17]))
+    assert 0 < alone.used_bytes < memory.used_bytes <= 130_000_000
 
 
 @pytest.mark.parametrize("size_px", [32, 64, 128, 512])
@@ -240,17 +242,29 @@ def test_reducing_takes_the_rounded_mean():
     rng = np.random.default_rng(1)
     tiles = rng.integers(0, 256, (16, 16, 256, 256, 1), dtype=np.uint8)
     image = tiles.swapaxes(1, 2).reshape(4096, 4096)
-    np.testing.assert_array_equal(reduce(tiles, 1)[..., 0], image)
+    np.testing.assert_array_equal(reduced(tiles, 1)[..., 0], image)
     for reduction in (2, 8):
         side = 4096 // reduction
         mean = image.reshape(side, reduction, side, reduction).mean(axis=(1, 3))
-        np.testing.assert_array_equal(reduce(tiles, reduction)[..., 0], np.floor(mean + 0.5))
+        np.testing.assert_array_equal(reduced(tiles, reduction)[..., 0], np.floor(mean + 0.5))
 
 
 def test_a_reader_keeps_no_more_chunks_than_its_budget(helsinki):
-    reader = WindowReader(helsinki.cache, SIZE_M, 256, budget_bytes=60_000_000)
-    reader.windows(np.array([24.944, 24.9612, 24.944]), np.array([60.17, 60.17, 60.17]))
-    assert reader._used_bytes <= 60_000_000
+    memory = ChunkMemory(60_000_000)
+    WindowReader(helsinki.cache, SIZE_M, 256, memory=memory).windows(
+        np.array([24.944, 24.9612, 24.944]), np.array([60.17, 60.17, 60.17])
+    )
+    assert 0 < memory.used_bytes <= 60_000_000
+
+
+def test_blocks_of_one_colour_take_up_a_pixel(helsinki):
+    summary = max(helsinki.cache.manifest.chunks, key=lambda chunk: chunk.n_blank)
+    mosaic = ChunkMemory(1 << 30).mosaic(helsinki.cache, summary.tile, 1)
+    assert mosaic.n_bytes == (256 - summary.n_blank) * 256 * 256 * 3
+    np.testing.assert_array_equal(
+        np.concatenate([np.concatenate(row, axis=1) for row in mosaic.blocks]),
+        reduced(helsinki.cache.strips(summary.tile), 1),
+    )
 
 
 def test_boxes_are_the_windows_ground_as_it_lies_in_the_cache(helsinki):

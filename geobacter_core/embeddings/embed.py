@@ -183,7 +183,7 @@ class _Embedder:
         load: Callable[[EncoderVersion], Encoder],
         osm_timestamp: str,
     ) -> None:
-        self._reader = WindowReader(cache, version.size_m, version.size_px, 1 << 30, version.context_m)
+        self._reader = WindowReader(cache, version.size_m, version.size_px, version.context_m)
         self._version = version
         self._load = load
         self._encoder: Encoder | None = None

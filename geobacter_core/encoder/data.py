@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from geobacter_core.encoder.settings import TrainSettings
-from geobacter_core.geo import Floats
+from geobacter_core.geo import Floats, chunk_numbers
 from geobacter_core.samples.triplets import Triplets
 from geobacter_core.tiles.cache import TileCache
+from geobacter_core.tiles.mosaic import ChunkMemory
 from geobacter_core.tiles.window import Views, WindowReader, reach, resample
 
 ROLES = ("anchor", "positive", "negative")
@@ -24,6 +25,7 @@ _PREFETCHED = 4
 _PREFETCHED_BYTES = 256 << 20
 """Fewer batches wait for the network where they are larger than this together."""
 _PIECE_BYTES = 4 << 20
+_CHUNKS_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +64,24 @@ class TripletWindows:
         size_m: float | None = None,
         context_m: float | None = None,
     ) -> None:
-        """Open the regions' caches; `budget_bytes` of decoded chunks are kept in memory, shared evenly.
+        """Open the regions' caches; `budget_bytes` of decoded chunks are kept in memory.
 
         Windows and their contexts have the sizes that the triplets were drawn for, unless `size_m` says another; then
         `context_m` counts too.
         """
         self.size_px = size_px
-        share = budget_bytes // max(len(regions), 1)
+        memory = ChunkMemory(budget_bytes)
         self._readers: list[list[WindowReader]] = []
         for region in regions:
             sizes = (region.triplets.size_m, region.triplets.context_m) if size_m is None else (size_m, context_m)
-            reader = WindowReader(region.cache, sizes[0], size_px, share, sizes[1])
+            reader = WindowReader(region.cache, sizes[0], size_px, sizes[1], memory)
             self._readers.append([reader] if reader.context is None else [reader, reader.context])
         self._near_m = np.array([float(region.triplets.metadata["distance_m"] or 0) for region in regions])
         places = [region.triplets.lonlat(split) for region in regions]
         self._lonlat = np.concatenate(places)
         self.region = np.repeat(np.arange(len(places)), [len(part) for part in places])
+        chunks = np.stack([*chunk_numbers(self._lonlat[:, 0]), self.region])
+        self._chunk = np.unique(chunks, axis=1, return_inverse=True)[1]
 
     def __len__(self) -> int:
         return len(self._lonlat)
@@ -128,10 +132,22 @@ class TripletWindows:
         """Which triplets each batch has, and the source of its views."""
         n_complete, skipped = divmod(first, self.n_batches(size))
         for epoch in itertools.count(n_complete + 1):
-            order = np.random.default_rng([seed, epoch]).permutation(len(self))
+            order = self._order(np.random.default_rng([seed, epoch]))
             for number in range(skipped, self.n_batches(size)):
                 yield order[number * size : (number + 1) * size], np.random.default_rng([seed, epoch, number])
             skipped = 0
+
+    def _order(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """The triplets at random, but those of some chunks, picked anew for each epoch, before those of the next.
+
+        A batch from all over a country would need more chunks than fit in memory, each for one window.
+        """
+        order = rng.permutation(len(self))
+        n_chunks = int(self._chunk.max(initial=0)) + 1
+        if n_chunks <= _CHUNKS_AT_ONCE:
+            return order
+        group = rng.permutation(n_chunks) // _CHUNKS_AT_ONCE
+        return order[np.argsort(group[self._chunk[order]], kind="stable")]
 
     @property
     def n_planes(self) -> int:
@@ -174,7 +190,8 @@ class TripletWindows:
         """Windows of places in several regions, in the order of the places: uint8 `[M, S·C, size_px, size_px]`."""
         shape = (len(region), self.n_planes, self.size_px, self.size_px)
         windows = torch.empty(shape, dtype=torch.uint8, device=device)
-        order = np.argsort(region, kind="stable")
+        # Chunk by chunk: where memory is short, a batch decodes none twice.
+        order = np.lexsort((*chunk_numbers(lonlat), region))
         for begin, end in self._pieces(region[order], device):
             rows = order[begin:end]
             readers = self._readers[region[rows[0]]]

@@ -90,8 +90,8 @@ class TrainSettings(BaseModel):
     seed: int = Field(default=1, ge=0, le=2**31 - 1)
     """Of weights, order and augmentation."""
 
-    window_memory_mb: int = Field(default=2048, ge=64)
-    """Decoded chunks that are kept in memory."""
+    window_memory_mb: int = Field(default=4096, ge=64)
+    """Decoded chunks that are kept in memory, at most."""
 
     checkpoint_seconds: float = Field(default=30.0, ge=0)
     """A checkpoint is written after so much training, and after each evaluation."""

@@ -39,7 +39,7 @@ from geobacter_core.encoder.settings import TrainSettings
 from geobacter_core.errors import EncoderError
 from geobacter_core.files import digest_of
 
-VERSION = "2"
+VERSION = "3"
 """Raise when the same samples and settings would give another encoder."""
 
 _NORMALISATION_TRIPLETS = 128

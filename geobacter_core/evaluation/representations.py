@@ -23,7 +23,6 @@ RANDOM = "random weights"
 PIXELS = "pixel shares"
 TAGS = "tag counts"
 COORDINATES = "coordinates"
-_READER_BYTES = 1 << 30
 _SLICE = 256
 
 
@@ -71,13 +70,13 @@ def random_weights(spec: NetworkSpec, like: Subject, seed: int, windows: torch.T
 def some_windows(subject: Subject, cache: TileCache, places: Places, n: int = 1024) -> torch.Tensor:
     """Windows of a subject at some of the places, evenly picked, uint8 `[≤ n, S·C, size_px, size_px]`."""
     rows = np.unique(np.linspace(0, len(places) - 1, min(n, len(places))).astype(np.int64))
-    reader = WindowReader(cache, subject.size_m, subject.size_px, _READER_BYTES, subject.context_m)
+    reader = WindowReader(cache, subject.size_m, subject.size_px, subject.context_m)
     return torch.from_numpy(reader.windows(places.lon[rows], places.lat[rows]))
 
 
 def embeddings_of(subject: Subject, asked: Questions) -> Matrix:
     """A subject's embeddings of the places that are asked about, float32 `[N, D]`."""
-    reader = WindowReader(asked.cache, subject.size_m, subject.size_px, _READER_BYTES, subject.context_m)
+    reader = WindowReader(asked.cache, subject.size_m, subject.size_px, subject.context_m)
     parts = []
     for begin in range(0, len(asked.places), _SLICE):
         part = slice(begin, begin + _SLICE)
@@ -89,7 +88,7 @@ def embeddings_of(subject: Subject, asked: Questions) -> Matrix:
 def representations(subjects: Sequence[Subject], asked: Questions, seed: int) -> Mapping[str, Matrix]:
     """Every representation of the places that are asked about, by name, subjects first."""
     first = subjects[0]
-    reader = WindowReader(asked.cache, first.size_m, first.size_px, _READER_BYTES)
+    reader = WindowReader(asked.cache, first.size_m, first.size_px)
     counts, _ = tag_counts(asked.features, asked.cells, asked.hidden)
     return {
         **{subject.name: embeddings_of(subject, asked) for subject in subjects},

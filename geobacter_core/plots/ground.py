@@ -1,6 +1,7 @@
 """The ground below a picture: a region's tiles within a box, reduced, and what is drawn over them."""
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import shapely
@@ -10,8 +11,8 @@ from geobacter_core.geo import CHUNK_PX, lonlat_to_pixel, pixel_to_lonlat, windo
 from geobacter_core.plots.colours import to_rgb
 from geobacter_core.plots.page import INK, NOTE_PX, PAPER, write
 from geobacter_core.tiles.cache import TileCache
+from geobacter_core.tiles.mosaic import reduced
 from geobacter_core.tiles.source import Pixels
-from geobacter_core.tiles.window import reduce
 
 Box = tuple[float, float, float, float]
 """West, north, east, south in zoom-16 pixels."""
@@ -23,10 +24,10 @@ def fitted_scale(box: Box, width_px: int, height_px: int) -> float:
     return min(width_px / (east - west), height_px / (south - north), 2.0)
 
 
-def _reduced(tiles: Pixels, reduction: int) -> Pixels:
-    """As `tiles.window.reduce`, also by more than a tile's side."""
+def _reduced(strips: Iterable[Pixels], reduction: int) -> Pixels:
+    """As `tiles.mosaic.reduced`, also by more than a tile's side."""
     first = min(reduction, 4)
-    image = reduce(tiles, first)
+    image = reduced(strips, first)
     rest = reduction // first
     if rest == 1:
         return image
@@ -48,7 +49,7 @@ def base_map(cache: TileCache, box: Box, scale: float) -> Image.Image:
     for summary in cache.manifest.chunks:
         x, y = summary.x * side, summary.y * side
         if x < right and x + side > left and y < bottom and y + side > top:
-            pixels = _reduced(cache.chunk(summary.tile), reduction)
+            pixels = _reduced(cache.strips(summary.tile), reduction)
             inside = pixels[max(top - y, 0) : bottom - y, max(left - x, 0) : right - x]
             rgb = np.ascontiguousarray(to_rgb(inside, cache.manifest.channels))
             mosaic.paste(Image.fromarray(rgb), (max(x, left) - left, max(y, top) - top))
@@ -68,7 +69,7 @@ def pixels_within(cache: TileCache, left: int, top: int, side_px: int) -> Pixels
     for summary in cache.manifest.chunks:
         x, y = summary.x * CHUNK_PX, summary.y * CHUNK_PX
         if x < right and x + CHUNK_PX > left and y < bottom and y + CHUNK_PX > top:
-            mosaic = reduce(cache.chunk(summary.tile), 1)
+            mosaic = reduced(cache.strips(summary.tile), 1)
             inside = mosaic[max(top - y, 0) : bottom - y, max(left - x, 0) : right - x]
             row, column = max(y - top, 0), max(x - left, 0)
             found[row : row + inside.shape[0], column : column + inside.shape[1]] = inside

@@ -33,10 +33,11 @@ from geobacter_core.plots.page import (
 )
 from geobacter_core.samples.triplets import entropies
 from geobacter_core.tiles.cache import TileCache
+from geobacter_core.tiles.mosaic import ChunkMemory
 from geobacter_core.tiles.source import Pixels
 from geobacter_core.tiles.window import WindowReader
 
-_READER_BYTES = 256 << 20
+_MEMORY_BYTES = 256 << 20
 _READ_WINDOWS = 128
 _ENTROPY_PX = 64
 
@@ -49,7 +50,7 @@ class Windows:
         self.size_m = float(table.metadata["size_m"])
         self._table = table
         self._channels = cache.manifest.channels
-        self._reader = WindowReader(cache, self.size_m, size_px, _READER_BYTES)
+        self._reader = WindowReader(cache, self.size_m, size_px, memory=ChunkMemory(_MEMORY_BYTES))
 
     def rgb(self, rows: NDArray[np.int64]) -> Pixels:
         """uint8 `[N, size_px, size_px, 3]`, read in the table's order, which follows the ground."""
@@ -74,7 +75,7 @@ def _context(table: EmbeddingTable) -> str:
 
 def _busy_rows(table: EmbeddingTable, cache: TileCache, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Those of `rows` with something to see: the upper 40 % by the windows' entropy."""
-    reader = WindowReader(cache, float(table.metadata["size_m"]), _ENTROPY_PX, _READER_BYTES)
+    reader = WindowReader(cache, float(table.metadata["size_m"]), _ENTROPY_PX, memory=ChunkMemory(_MEMORY_BYTES))
     found = entropies(reader, np.stack([table.lon[rows], table.lat[rows]], axis=1))
     return rows[found >= np.quantile(found, 0.6)]
 

@@ -24,6 +24,7 @@ from geobacter_core.geo import (
     Bounds,
     Floats,
     Tile,
+    chunk_numbers,
     ground_distance_m,
     lonlat_to_pixel,
     mercator_scale,
@@ -244,7 +245,7 @@ def _draw_pool(
     wanted = settings.sample_count or 0
     chunks = [summary.tile for summary in cache.manifest.chunks]
     areas = np.array([_ground_m2(chunk, ground) for chunk in chunks])
-    reader = WindowReader(cache, settings.size_m, _ENTROPY_PX, budget_bytes=512 << 20)
+    reader = WindowReader(cache, settings.size_m, _ENTROPY_PX)
     shapely.prepare(ground)
     found: list[_Pool] = []
     n_full = n_empty = n_found = 0
@@ -395,11 +396,13 @@ def entropies(reader: WindowReader, lonlat: Floats) -> Floats:
 
     Not the mean over channels: where each channel shows one thing, most are empty in most places.
     """
-    found: list[float] = []
+    found = np.empty(len(lonlat))
+    # Chunk by chunk, so that none is decoded twice.
+    order = np.lexsort(chunk_numbers(lonlat))
     for begin in range(0, len(lonlat), _BATCH):
-        batch = lonlat[begin : begin + _BATCH]
-        found += [_entropy(box) for box in reader.boxes(batch[:, 0], batch[:, 1])]
-    return np.array(found, dtype=np.float64)
+        rows = order[begin : begin + _BATCH]
+        found[rows] = [_entropy(box) for box in reader.boxes(*lonlat[rows].T)]
+    return found
 
 
 def _entropy(pixels: NDArray[np.uint8]) -> float:

@@ -32,7 +32,7 @@ from geobacter_core.tiles.chunk import (
     chunk_file,
     chunk_metadata,
     chunks_in,
-    read_chunk,
+    read_strips,
 )
 from geobacter_core.tiles.source import Pixels
 from geobacter_core.tiles.style import Style, load_style
@@ -141,7 +141,11 @@ class TileCache:
         return chunk in self._chunks
 
     def chunk(self, chunk: Tile) -> Pixels:
-        """Pixels of a chunk, uint8 `[16, 16, 256, 256, C]`, checked against their digests.
+        """Pixels of a chunk, uint8 `[16, 16, 256, 256, C]`; see `strips`."""
+        return np.stack(list(self.strips(chunk)))
+
+    def strips(self, chunk: Tile) -> Iterator[Pixels]:
+        """Rows of tiles of a chunk, north to south, uint8 `[16, 256, 256, C]`, checked against their digests.
 
         Raises:
             TileCacheError: The chunk is not in the cache, missing on disk, damaged, or of another recipe.
@@ -154,7 +158,7 @@ class TileCache:
         path = chunk_file(self.folder, chunk)
         if reason := _stranger(path, self.manifest):
             raise TileCacheError(reason)
-        return read_chunk(path, chunk)
+        yield from read_strips(path, chunk)
 
 
 def open_cache(settings: Settings, region: Region) -> TileCache:

@@ -134,26 +134,21 @@ def chunk_metadata(path: Path) -> dict[str, str]:
         raise TileCacheError(f"Chunk {path} is damaged: {problem}. {REMEDY}") from None
 
 
-def read_chunk(path: Path, chunk: Tile) -> Pixels:
-    """Pixels uint8 `[16, 16, 256, 256, C]` of a chunk file, checked against the tiles' digests.
+def read_strips(path: Path, chunk: Tile) -> Iterator[Pixels]:
+    """Rows of tiles of a chunk file, uint8 `[16, 256, 256, C]`, checked against the tiles' digests.
 
     Raises:
         TileCacheError: The file is missing, cannot be decoded, or a tile does not have its digest.
     """
-    pixels: Pixels | None = None
-    for row, (flat, _, _) in enumerate(_checked_strips(path, chunk)):
-        if pixels is None:
-            pixels = np.empty((CHUNK_TILES, *flat.shape), np.uint8)
-        pixels[row] = flat
-    assert pixels is not None, "a checked chunk has strips"
-    return pixels.reshape(CHUNK_TILES, CHUNK_TILES, TILE_PX, TILE_PX, -1)
+    for flat, _, _ in _checked_strips(path, chunk):
+        yield flat.reshape(CHUNK_TILES, TILE_PX, TILE_PX, -1)
 
 
 def check_chunk(path: Path, chunk: Tile) -> ChunkSummary:
     """Read a chunk file through, strip by strip, and sum it up.
 
     Raises:
-        TileCacheError: As `read_chunk`.
+        TileCacheError: As `read_strips`.
     """
     digests: list[bytes] = []
     n_blank = 0

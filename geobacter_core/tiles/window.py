@@ -9,7 +9,6 @@ request.
 """
 
 import math
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,12 +19,13 @@ from numpy.typing import NDArray
 from geobacter_core.errors import TileCacheError
 from geobacter_core.geo import CHUNK_PX, CHUNK_ZOOM, Floats, Place, Tile, lonlat_to_pixel, window_half_px
 from geobacter_core.tiles.cache import TileCache
+from geobacter_core.tiles.mosaic import ChunkMemory, Mosaic
 from geobacter_core.tiles.source import Pixels
 
 if TYPE_CHECKING:
     import torch
 
-DEFAULT_BUDGET_BYTES = 2 << 30
+_MEMORY_BYTES = 1 << 30
 _MAX_SCALE = math.sqrt(2)
 """After reduction, a window has 1/√2 to √2 source pixels per output pixel (fewer only where none are there)."""
 
@@ -89,7 +89,7 @@ def reach(max_shift: float, max_scale: float = 1.0) -> float:
 
 
 class WindowReader:
-    """Reads windows of one region, with a bounded number of bytes of recently used chunks in memory.
+    """Reads windows of one region, with recently used chunks in a memory that other readers may share.
 
     `context` reads the wider windows around the same places, if there are any.
     """
@@ -99,17 +99,18 @@ class WindowReader:
         cache: TileCache,
         size_m: float,
         size_px: int,
-        budget_bytes: int = DEFAULT_BUDGET_BYTES,
         context_m: float | None = None,
+        memory: ChunkMemory | None = None,
     ) -> None:
-        """Read windows of `size_m` ground metres and, where given, their contexts of `context_m`."""
+        """Read windows of `size_m` ground metres and, where given, their contexts of `context_m`.
+
+        Without a memory the reader has its own, of 1 GiB.
+        """
         self.cache = cache
         self.size_m = size_m
         self.size_px = size_px
-        self.context = WindowReader(cache, context_m, size_px, budget_bytes // 2) if context_m else None
-        self._budget_bytes = budget_bytes // 2 if context_m else budget_bytes
-        self._mosaics: OrderedDict[tuple[Tile, int], Pixels] = OrderedDict()
-        self._used_bytes = 0
+        self.memory = memory or ChunkMemory(_MEMORY_BYTES)
+        self.context = WindowReader(cache, context_m, size_px, memory=self.memory) if context_m else None
 
     def patches(self, lon: Floats, lat: Floats, reach: float = 1.0) -> Patches:
         """The pixels within `reach` half sides of places given in degrees.
@@ -161,52 +162,37 @@ class WindowReader:
 
     def _gather(self, out: Pixels, x: int, y: int, reduction: int) -> None:
         """Copy the box at reduced pixel (x, y) of `out`'s size from as many chunks as it touches."""
-        side = CHUNK_PX // reduction
         height, width = out.shape[:2]
-        for row in range(y // side, (y + height - 1) // side + 1):
-            for column in range(x // side, (x + width - 1) // side + 1):
-                mosaic = self._mosaic(column, row, reduction)
-                left, top = max(x, column * side), max(y, row * side)
-                right, bottom = min(x + width, (column + 1) * side), min(y + height, (row + 1) * side)
-                out[top - y : bottom - y, left - x : right - x] = mosaic[
-                    top - row * side : bottom - row * side, left - column * side : right - column * side
-                ]
+        chunk_px = CHUNK_PX // reduction
+        for row in range(y // chunk_px, (y + height - 1) // chunk_px + 1):
+            for column in range(x // chunk_px, (x + width - 1) // chunk_px + 1):
+                if not (0 <= column < 1 << CHUNK_ZOOM and 0 <= row < 1 << CHUNK_ZOOM):
+                    raise TileCacheError(
+                        "A window reaches over the map's edge (antimeridian or ±85°). Ask for places within."
+                    )
+                mosaic = self.memory.mosaic(self.cache, Tile(CHUNK_ZOOM, column, row), reduction)
+                _copy(out, mosaic, x - column * chunk_px, y - row * chunk_px)
 
-    def _mosaic(self, column: int, row: int, reduction: int) -> Pixels:
-        if not (0 <= column < 1 << CHUNK_ZOOM and 0 <= row < 1 << CHUNK_ZOOM):
-            raise TileCacheError("A window reaches over the map's edge (antimeridian or ±85°). Ask for places within.")
-        key = (Tile(CHUNK_ZOOM, column, row), reduction)
-        if key in self._mosaics:
-            self._mosaics.move_to_end(key)
-            return self._mosaics[key]
-        mosaic = reduce(self.cache.chunk(key[0]), reduction)
-        self._mosaics[key] = mosaic
-        self._used_bytes += mosaic.nbytes
-        while self._used_bytes > self._budget_bytes and len(self._mosaics) > 1:
-            self._used_bytes -= self._mosaics.popitem(last=False)[1].nbytes
-        return mosaic
+
+def _copy(out: Pixels, mosaic: Mosaic, x: int, y: int) -> None:
+    """Copy what `out`, its corner at the mosaic's pixel (x, y), shares with the mosaic."""
+    height, width = out.shape[:2]
+    side = mosaic.side
+    for row, blocks in enumerate(mosaic.blocks):
+        top, bottom = max(y, row * side), min(y + height, (row + 1) * side)
+        if top >= bottom:
+            continue
+        for column in range(max(x // side, 0), min((x + width - 1) // side + 1, len(blocks))):
+            left, right = max(x, column * side), min(x + width, (column + 1) * side)
+            out[top - y : bottom - y, left - x : right - x] = blocks[column][
+                top - row * side : bottom - row * side, left - column * side : right - column * side
+            ]
 
 
 def patch_px(size_px: int, reach: float, half_px: float) -> int:
     """Side of the patches: the same for every batch, so that one compiled or exported graph serves them all."""
     usual = size_px / 2 * _MAX_SCALE
     return 2 * math.ceil(max(half_px, usual) * reach) + 4
-
-
-def reduce(tiles: Pixels, reduction: int) -> Pixels:
-    """Tiles `[16, 16, 256, 256, C]` as one image `[4096 / r, 4096 / r, C]`, the mean of r × r pixels, rounded."""
-    mosaic = tiles.swapaxes(1, 2)
-    rows, height, columns, width, channels = mosaic.shape
-    if reduction == 1:
-        return mosaic.reshape(rows * height, columns * width, channels)
-    reduced = np.empty((rows, height // reduction, columns, width // reduction, channels), np.uint8)
-    for row in range(rows):
-        total = np.zeros(reduced.shape[1:], np.uint16 if reduction <= 16 else np.uint32)
-        for dy in range(reduction):
-            for dx in range(reduction):
-                total += mosaic[row, dy::reduction, :, dx::reduction]
-        reduced[row] = (total + reduction**2 // 2) // reduction**2
-    return reduced.reshape(rows * height // reduction, columns * width // reduction, channels)
 
 
 def resample(

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from geobacter_core.encoder.data import RegionData
+from geobacter_core.encoder.data import RegionData, check_regions
 from geobacter_core.encoder.device import best_device
-from geobacter_core.encoder.train import check_regions, encode_with, train
+from geobacter_core.encoder.train import encode_with, train
 from geobacter_core.evaluation.evaluate import evaluate
 from geobacter_core.evaluation.questions import GIVEN, questions
 from geobacter_core.evaluation.representations import Subject, random_weights

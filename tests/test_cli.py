@@ -107,7 +107,7 @@ def test_help_names_units_and_defaults(geobacter):
     for said in (
         "--sample-count N Triplets to draw. [default: (1,500 per km² of ground, 4,000 to 100,000)",
         "--buffer METRES How far a window reaches from its place to each side: windows are twice as wide.",
-        "twice as wide. [default: 100; ",
+        "twice as wide. [default: 50; ",
         "--distance METRES Largest distance of the near place",
         "--seed N Of every random choice",
         "--path FILE Parquet file to write. [default: (the region's own",
@@ -547,7 +547,7 @@ def test_samples_are_generated_with_the_originals_options(geobacter, helsinki, t
     n_train = triplets.lonlat("train").shape[0]
     assert result.stdout == (
         f"helsinki carto/{helsinki.style.version}: 60 triplets ({n_train} train, {60 - n_train} test), "
-        f"windows 100 m wide, near within 80 m, seed 3\n{tmp_path}/a.parquet\n"
+        f"windows 100 m wide in 200 m, near within 80 m, seed 3\n{tmp_path}/a.parquet\n"
     )
     found = triplets.metadata
     assert (found["size_m"], found["distance_m"], found["negative_min_m"], found["seed"]) == (100, 80, 160, 3)
@@ -562,7 +562,7 @@ def test_samples_go_to_the_regions_own_file_by_default(geobacter, own_helsinki):
     path = own_helsinki.settings.triplets_file("helsinki")
     assert result.stdout.endswith(f"{path}\n")
     triplets = load_triplets(path)
-    assert (len(triplets.table), triplets.size_m, triplets.metadata["seed"]) == (40, 200, 1)
+    assert (len(triplets.table), triplets.size_m, triplets.metadata["seed"]) == (40, 100, 1)
 
 
 def test_samples_need_tiles(geobacter, helsinki):
@@ -594,6 +594,6 @@ def test_the_limits_in_the_help_are_those_of_the_settings(option, low, high, fie
     text = " ".join(geobacter("samples", "generate", "--help").stdout.split())
     assert re.search(rf"{option} [^\]]*{low}<=x<={high}\]", text)
     for value in (low, high):
-        SampleSettings(**{field: value * factor})
+        SampleSettings(context_m=0, **{field: value * factor})
     with pytest.raises(ValueError, match=field):
-        SampleSettings(**{field: high * factor + 1})
+        SampleSettings(context_m=0, **{field: high * factor + 1})

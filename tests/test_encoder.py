@@ -9,11 +9,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from geobacter_core.encoder.data import RegionData, TripletWindows
+from geobacter_core.encoder.data import RegionData, TripletWindows, WindowSpec, check_regions
 from geobacter_core.encoder.evaluate import TestWindows, recall_at
 from geobacter_core.encoder.network import NetworkSpec, random_network, weights_digest
 from geobacter_core.encoder.settings import ARCHITECTURES, TrainSettings
-from geobacter_core.encoder.train import WindowSpec, check_regions, encode_with, rate_share, train
+from geobacter_core.encoder.train import encode_with, rate_share, train
 from geobacter_core.errors import EncoderError, TileCacheError
 from geobacter_core.geo import ground_distance_m
 from geobacter_core.tiles.window import WindowReader
@@ -61,10 +61,23 @@ def test_a_window_and_its_context_are_seen_with_the_same_weights():
     two = random_network(NetworkSpec("small", 3, 2, 8), seed=1).eval()
     windows = noise(4, 6)
     features = two.features(windows)
-    assert features.shape == (4, 2 * one.head.in_features)
+    assert features.shape == (4, 2 * one.heads[0].in_features)
     two.backbone.load_state_dict(one.backbone.state_dict())
     both = two.features(windows)
     torch.testing.assert_close(both, torch.cat([one.features(windows[:, :3]), one.features(windows[:, 3:])], dim=1))
+
+
+def test_each_scale_has_its_own_part_of_an_embedding():
+    network = random_network(NetworkSpec("small", 3, 2, 9), seed=1).eval()
+    windows, other = noise(4, 6), noise(4, 6)
+    other[:, 3:] = 255 - windows[:, 3:]
+    other[:, :3] = windows[:, :3]
+    with torch.inference_mode():
+        ours, theirs = network(windows), network(other)
+    torch.testing.assert_close(ours[:, :5], theirs[:, :5])
+    assert float((ours[:, 5:] - theirs[:, 5:]).abs().amax(dim=1).min()) > 1e-4
+    for part in (ours[:, :5], ours[:, 5:]):
+        torch.testing.assert_close(part.square().sum(dim=1), torch.full((4,), 0.5))
 
 
 def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_state():
@@ -271,6 +284,21 @@ def test_several_regions_and_their_contexts_are_mixed_in_one_batch(helsinki, whi
     (same,) = some(wide, TINY.model_copy(update={"batch_size": 64, "max_shift": 0.0}), 1)
     (context,) = some(data, TINY.model_copy(update={"batch_size": 64, "max_shift": 0.0}), 1)
     assert torch.equal(same.windows, context.windows[:, 3:])
+
+
+def test_an_epoch_of_many_chunks_takes_some_of_them_at_a_time(regions, monkeypatch):
+    from geobacter_core.encoder import data as module
+
+    data = TripletWindows(regions, "train", 32, 1 << 28)
+    rng = np.random.default_rng
+    np.testing.assert_array_equal(data._order(rng(3)), rng(3).permutation(len(data)))
+    chunk = data._chunk = np.arange(len(data)) % 4
+    monkeypatch.setattr(module, "_CHUNKS_AT_ONCE", 1)
+    order = data._order(rng(3))
+    assert sorted(order) == list(range(len(data)))
+    assert np.count_nonzero(np.diff(chunk[order])) == len(set(chunk)) - 1
+    first = {int(chunk[data._order(rng(seed))[0]]) for seed in range(20)}
+    assert first == set(chunk.tolist())
 
 
 def test_few_batches_wait_where_they_are_large(regions, monkeypatch):

@@ -110,9 +110,7 @@ def test_the_metadata_has_seed_window_size_and_distances(helsinki):
     found = json.loads(pq.read_schema(helsinki.settings.triplets_file("helsinki")).metadata[b"geobacter"])
     assert found == metadata
     assert (metadata["seed"], metadata["size_m"], metadata["sample_count"]) == (1, 200.0, 120)
-    # A tenth of the side of a square as large as 1,012 × 1,667 m, and twice that.
-    assert metadata["distance_m"] == pytest.approx(129.9, abs=0.05)
-    assert metadata["negative_min_m"] == pytest.approx(259.8, abs=0.1)
+    assert (metadata["distance_m"], metadata["negative_min_m"]) == (100.0, 200.0)
     assert metadata["n_train"] + metadata["n_test"] == 120
     assert metadata["tiles"] == helsinki.cache.manifest.digest
 
@@ -205,7 +203,7 @@ def test_no_positive_of_a_disc_or_ring_is_beyond_the_distance(near):
 
 
 def test_overlapping_positives_share_ground_with_their_anchor(helsinki, tmp_path):
-    settings = SampleSettings(sample_count=120, size_m=100, distance_m=60, near="overlap")
+    settings = SampleSettings(sample_count=120, size_m=100, context_m=0, distance_m=60, near="overlap")
     triplets = build(helsinki, tmp_path / "t.parquet", settings)
     assert triplets.metadata["near"] == "overlap"
     places = np.concatenate([triplets.lonlat("train"), triplets.lonlat("test")])
@@ -240,12 +238,20 @@ def test_the_split_keeps_room_for_contexts(helsinki, tmp_path):
     assert shapely.covers(region, boxes(np.concatenate([train, test]), 250.0)).all()
 
 
+def test_a_context_fits_its_region(helsinki, tmp_path):
+    """Helsinki's extract is 1,012 × 1,667 m."""
+    triplets = build(helsinki, tmp_path / "t.parquet", SampleSettings(sample_count=60))
+    assert (triplets.size_m, triplets.context_m) == (100.0, 200.0)
+    wide = build(helsinki, tmp_path / "wide.parquet", SampleSettings(sample_count=60, size_m=210))
+    assert wide.context_m is None
+
+
 def test_triplets_without_a_context_say_so(helsinki):
     assert helsinki.triplets.context_m is None
 
 
 def test_negatives_are_far_wherever_the_region_has_room(helsinki, tmp_path):
-    settings = SampleSettings(sample_count=120, size_m=60, distance_m=50, negative_min_m=100)
+    settings = SampleSettings(sample_count=120, size_m=60, context_m=0, distance_m=50, negative_min_m=100)
     triplets = build(helsinki, tmp_path / "t.parquet", settings)
     assert triplets.metadata["n_negatives_nearer_than_minimum"] == 0
     places = np.concatenate([triplets.lonlat("train"), triplets.lonlat("test")])
@@ -273,7 +279,7 @@ def test_where_much_is_empty_few_anchors_are(helsinki, tmp_path):
     """Half of the anchors would be empty by this measure; at most the allowed share is."""
     median = float(np.median(helsinki.triplets.table["anchor_entropy"].to_numpy()))
     for empty_share in (0.0, 0.1):
-        settings = SampleSettings(sample_count=60, min_entropy=median, empty_share=empty_share)
+        settings = SampleSettings(sample_count=60, size_m=200, context_m=0, min_entropy=median, empty_share=empty_share)
         triplets = build(helsinki, tmp_path / f"{empty_share}.parquet", settings)
         entropy = triplets.table["anchor_entropy"].to_numpy()
         assert len(entropy) == 60
@@ -314,7 +320,7 @@ def test_a_region_too_small_for_two_blocks_is_refused_with_a_remedy(helsinki, tm
 def test_a_region_with_nothing_to_see_is_refused_and_the_earlier_triplets_stay(helsinki, own_helsinki, white_cache):
     path = own_helsinki.settings.triplets_file("helsinki")
     before = path.read_bytes()
-    settings = SampleSettings(sample_count=20, empty_share=0)
+    settings = SampleSettings(sample_count=20, size_m=200, context_m=0, empty_share=0)
     with pytest.raises(SamplesError, match="no place for train windows of 200 m"):
         build_triplets(path, white_cache, helsinki.extract.box, helsinki.extract.ground, settings)
     assert path.read_bytes() == before
@@ -336,9 +342,9 @@ def test_a_region_with_nothing_to_see_is_refused_and_the_earlier_triplets_stay(h
         {"seed": -1},
         {"buffer": 100},
         {"near": "square"},
-        {"context_m": 20},
+        {"context_m": -1},
         {"context_m": 5000},
-        {"context_m": 200.0},
+        {"context_m": 100.0},
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(wrong):

@@ -22,18 +22,15 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from geobacter_core.encoder.checkpoint import checkpoint_of
-from geobacter_core.encoder.data import RegionData, TripletWindows
+from geobacter_core.encoder.data import RegionData, TripletWindows, check_regions
+from geobacter_core.encoder.learner import Learner, new_learner, take_step
 from geobacter_core.encoder.network import weights_digest
 from geobacter_core.encoder.parallel import ALONE, n_processes, together
 from geobacter_core.encoder.settings import LOSSES, TrainSettings
 from geobacter_core.encoder.train import (
-    Learner,
     Progress,
-    check_regions,
     forget,
     is_flat,
-    new_learner,
-    take_step,
     train,
     training_key,
 )
@@ -298,8 +295,8 @@ def test_a_checkpoint_holds_no_pickle_and_restores_the_random_state(regions, tmp
     path = the_checkpoint(tmp_path, regions).path
     tensors = load_file(path)  # safetensors: a JSON header and plain numbers
     learner = {name for name in tensors if name.startswith("learner.")}
-    assert "learner.encoder.head.weight" in learner
-    assert "learner.projection.0.weight" in learner
+    assert "learner.encoder.heads.0.weight" in learner
+    assert "learner.projections.0.0.weight" in learner
     n_weights = len({name.split(".")[1] for name in tensors if name.startswith("optimiser.")})
     spec = check_regions(regions)
     data = TripletWindows(regions, "train", 32, 1 << 28)
@@ -422,7 +419,7 @@ def test_a_loss_that_breaks_leaves_the_checkpoint_of_before(regions, uninterrupt
 
     def break_it(module, _, output):
         if isinstance(module, Learner) and module.training and next(calls) >= 6:
-            return tuple(part * math.nan for part in output)
+            return tuple(None if part is None else part * math.nan for part in output)
         return output
 
     with planted(register_module_forward_hook(break_it)):
@@ -474,7 +471,7 @@ def test_one_process_sends_nothing():
     assert not torch.distributed.is_initialized()
 
 
-SHARED = altered(loss="infonce", vicreg_weight=0.3, projection_dim=0, temperature=0.5)
+SHARED = altered(loss="infonce", vicreg_weight=0.3, content_weight=0.5, projection_dim=0, temperature=0.5)
 
 
 def one_step(regions, settings, team):

@@ -22,7 +22,7 @@ def _samples() -> None:
     context_settings=CONTEXT,
     epilog=examples(
         "geobacter samples generate helsinki",
-        "geobacter samples generate porto --sample-count 50000 --buffer 100 --distance 500 --seed 7",
+        "geobacter samples generate porto --buffer 100 --context 0 --distance 500 --seed 7",
         "geobacter samples generate porto --path triplets.parquet",
     ),
 )
@@ -47,7 +47,18 @@ def generate(
             metavar="METRES",
             help="How far a window reaches from its place to each side: windows are twice as wide.",
         ),
-    ] = 100,
+    ] = 50,
+    context_m: Annotated[
+        float | None,
+        typer.Option(
+            "--context",
+            min=0,
+            max=4000,
+            metavar="METRES",
+            help="Side of the wider window around the same place that goes with each window; 0 for none.",
+            show_default="400, or 200 in a region less than 2 km wide or high",
+        ),
+    ] = None,
     distance_m: Annotated[
         float | None,
         typer.Option(
@@ -56,7 +67,7 @@ def generate(
             max=50_000,
             metavar="METRES",
             help="Largest distance of the near place from the anchor. The far place is at least twice as far.",
-            show_default="500, or a tenth of the region's side if that is less",
+            show_default="100, or a tenth of the region's side if that is less",
         ),
     ] = None,
     seed: Annotated[
@@ -92,13 +103,16 @@ def generate(
         raise missing_cache(region, settings.style)
     cache = open_cache(settings, known)
     extract, _ = load_extract(settings.extract_folder(region))
-    drawing = SampleSettings(sample_count=sample_count, size_m=2 * buffer_m, distance_m=distance_m, seed=seed)
+    drawing = SampleSettings(
+        sample_count=sample_count, size_m=2 * buffer_m, context_m=context_m, distance_m=distance_m, seed=seed
+    )
     file = path.resolve() if path else settings.triplets_file(region)
     with Bar(f"{region} {settings.style}", "triplets") as bar:
         triplets = build_triplets(file, cache, extract.box, extract.ground, drawing, bar)
     found = triplets.metadata
+    context = f" in {triplets.context_m:g} m" if triplets.context_m else ""
     typer.echo(
         f"{region} {found['style']}: {len(triplets.table):,} triplets ({found['n_train']:,} train, "
-        f"{found['n_test']:,} test), windows {triplets.size_m:g} m wide, near within {found['distance_m']:g} m, "
-        f"seed {found['seed']}\n{file}"
+        f"{found['n_test']:,} test), windows {triplets.size_m:g} m wide{context}, near within "
+        f"{found['distance_m']:g} m, seed {found['seed']}\n{file}"
     )

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from geobacter_core.encoder.settings import TrainSettings
+from geobacter_core.errors import EncoderError
 from geobacter_core.geo import Floats, chunk_numbers
 from geobacter_core.samples.triplets import Triplets
 from geobacter_core.tiles.cache import TileCache
@@ -50,6 +51,68 @@ class Batch:
     windows: torch.Tensor
     xyz: torch.Tensor
     near_m: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSpec:
+    """What windows the training regions share.
+
+    Attributes:
+        style: Name of their style.
+        style_version: Its version.
+        size_m: Side of a window, ground metres.
+        context_m: Side of the wider window around the same place, if there is one.
+        n_channels: C.
+    """
+
+    style: str
+    style_version: str
+    size_m: float
+    context_m: float | None
+    n_channels: int
+
+    @property
+    def n_scales(self) -> int:
+        """S: 2 with a context, else 1."""
+        return 1 if self.context_m is None else 2
+
+
+def check_regions(regions: Sequence[RegionData]) -> WindowSpec:
+    """What windows the regions hold, which must be the same in all.
+
+    Raises:
+        EncoderError: There is no region, or two do not fit together, or samples and tiles do not.
+    """
+    if not regions:
+        raise EncoderError(
+            "There is no region to train on. Set train = true for one in regions.toml, and materialise its samples."
+        )
+    first = _window_spec(regions[0])
+    for region in regions:
+        if region.triplets.metadata.get("tiles") != region.cache.manifest.digest:
+            raise EncoderError(
+                f"Region '{region.name}': its triplets were drawn from other tiles than the cache now holds. "
+                "Materialise triplet_samples for the region."
+            )
+        spec = _window_spec(region)
+        if spec != first:
+            raise EncoderError(
+                f"Region '{region.name}' has windows of {_described(spec)}, region '{regions[0].name}' of "
+                f"{_described(first)}. One encoder takes one kind of window: materialise both with the same settings."
+            )
+    return first
+
+
+def _window_spec(region: RegionData) -> WindowSpec:
+    manifest, triplets = region.cache.manifest, region.triplets
+    return WindowSpec(
+        manifest.style, manifest.style_version, triplets.size_m, triplets.context_m, region.cache.n_channels
+    )
+
+
+def _described(spec: WindowSpec) -> str:
+    context = f" with a context of {spec.context_m:g} m" if spec.context_m else ""
+    return f"{spec.size_m:g} m{context} in style {spec.style}/{spec.style_version}"
 
 
 class TripletWindows:

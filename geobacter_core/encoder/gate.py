@@ -17,11 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from geobacter_core.encoder.data import RegionData
+from geobacter_core.encoder.data import RegionData, check_regions
 from geobacter_core.encoder.evaluate import TestWindows
 from geobacter_core.encoder.outcomes import Figures, Outcomes, measure
 from geobacter_core.encoder.registry import CHALLENGER, Registry
-from geobacter_core.encoder.train import check_regions
 from geobacter_core.encoder.version import MODEL_NAME, Encoder, EncoderVersion
 from geobacter_core.errors import RegistryError
 

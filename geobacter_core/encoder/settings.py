@@ -21,10 +21,10 @@ class TrainSettings(BaseModel):
     size_px: int = Field(default=64, ge=32, le=512)
     """Side of the windows in pixels, a multiple of 32."""
 
-    network: Architecture = "resnet18"
-    """The backbone: torchvision's ResNet-18, 34 or 50, or `small`, 0.6 M parameters."""
+    network: Architecture = "small"
+    """The backbone: torchvision's ResNet-18, 34 or 50, or `small`, 0.7 M parameters."""
 
-    embedding_dim: int = Field(default=64, ge=2, le=2048)
+    embedding_dim: int = Field(default=128, ge=2, le=2048)
     """D, the length of an embedding (the original's is 16)."""
 
     loss: LossName = "infonce"
@@ -39,6 +39,9 @@ class TrainSettings(BaseModel):
 
     vicreg_weight: float = Field(default=0.0, ge=0, le=100)
     """Weight of VICReg's variance and covariance terms, added to the loss."""
+
+    content_weight: float = Field(default=0.0, ge=0, le=100)
+    """Weight of telling from an embedding how much of each channel its windows show, added to the loss."""
 
     projection_dim: int = Field(default=0, ge=0, le=4096)
     """The loss sees embeddings through a perceptron of that many outputs, thrown away afterwards; 0 for none."""

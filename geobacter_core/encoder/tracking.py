@@ -11,7 +11,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from geobacter_core.encoder.card import CardFacts, RegionFacts, model_card
-from geobacter_core.encoder.data import RegionData
+from geobacter_core.encoder.data import RegionData, WindowSpec, check_regions
 from geobacter_core.encoder.evaluate import Examples
 from geobacter_core.encoder.journal import RunLog
 from geobacter_core.encoder.network import NetworkSpec, random_network, weights_digest
@@ -23,8 +23,6 @@ from geobacter_core.encoder.train import (
     Epoch,
     Step,
     Trained,
-    WindowSpec,
-    check_regions,
     encode_with,
     forget,
     train,

@@ -12,28 +12,21 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
+from statistics import median
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from geobacter_core.encoder.checkpoint import Checkpoint, Tensors, checkpoint_of, held
-from geobacter_core.encoder.data import Batch, RegionData, TripletWindows
+from geobacter_core.encoder.data import Batch, RegionData, TripletWindows, WindowSpec, check_regions
 from geobacter_core.encoder.device import best_device
 from geobacter_core.encoder.evaluate import Embeddings, Scores, TestWindows
-from geobacter_core.encoder.losses import (
-    Embedded,
-    LossValue,
-    make_loss,
-    n_roles,
-    negative_pairs,
-    thumbnails,
-    vicreg_terms,
-)
-from geobacter_core.encoder.network import EncoderNetwork, NetworkSpec, embed, random_network
+from geobacter_core.encoder.learner import diagnosis, network_spec, new_learner, take_step
+from geobacter_core.encoder.losses import n_roles
+from geobacter_core.encoder.network import EncoderNetwork, embed, random_network
 from geobacter_core.encoder.parallel import ALONE, Team, n_processes, together
 from geobacter_core.encoder.settings import TrainSettings
 from geobacter_core.errors import EncoderError
@@ -42,8 +35,7 @@ from geobacter_core.files import digest_of
 VERSION = "3"
 """Raise when the same samples and settings would give another encoder."""
 
-_NORMALISATION_TRIPLETS = 128
-_TIMED_STEPS = 8
+_TIMED_STEPS = 12
 _UNTIMED_STEPS = 3
 _EVALUATIONS = 10
 _STRETCHES = 20
@@ -51,30 +43,6 @@ _WITHOUT_EFFECT = {"window_memory_mb", "checkpoint_seconds"}
 """Settings that do not change what comes out."""
 _LEARNER, _OPTIMISER, _RANDOM, _RANDOM_CUDA = "learner.", "optimiser.", "random", "random.cuda"
 """Names, or their beginnings, of a checkpoint's tensors."""
-
-
-@dataclass(frozen=True, slots=True)
-class WindowSpec:
-    """What windows the training regions share.
-
-    Attributes:
-        style: Name of their style.
-        style_version: Its version.
-        size_m: Side of a window, ground metres.
-        context_m: Side of the wider window around the same place, if there is one.
-        n_channels: C.
-    """
-
-    style: str
-    style_version: str
-    size_m: float
-    context_m: float | None
-    n_channels: int
-
-    @property
-    def n_scales(self) -> int:
-        """S: 2 with a context, else 1."""
-        return 1 if self.context_m is None else 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,68 +150,6 @@ def is_flat(losses: Sequence[float], patience: int) -> bool:
     return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
 
 
-def check_regions(regions: Sequence[RegionData]) -> WindowSpec:
-    """What windows the regions hold, which must be the same in all.
-
-    Raises:
-        EncoderError: There is no region, or two do not fit together, or samples and tiles do not.
-    """
-    if not regions:
-        raise EncoderError(
-            "There is no region to train on. Set train = true for one in regions.toml, and materialise its samples."
-        )
-    first = _window_spec(regions[0])
-    for region in regions:
-        if region.triplets.metadata.get("tiles") != region.cache.manifest.digest:
-            raise EncoderError(
-                f"Region '{region.name}': its triplets were drawn from other tiles than the cache now holds. "
-                "Materialise triplet_samples for the region."
-            )
-        spec = _window_spec(region)
-        if spec != first:
-            raise EncoderError(
-                f"Region '{region.name}' has windows of {_described(spec)}, region '{regions[0].name}' of "
-                f"{_described(first)}. One encoder takes one kind of window: materialise both with the same settings."
-            )
-    return first
-
-
-def _window_spec(region: RegionData) -> WindowSpec:
-    manifest, triplets = region.cache.manifest, region.triplets
-    return WindowSpec(
-        manifest.style, manifest.style_version, triplets.size_m, triplets.context_m, region.cache.n_channels
-    )
-
-
-def _described(spec: WindowSpec) -> str:
-    context = f" with a context of {spec.context_m:g} m" if spec.context_m else ""
-    return f"{spec.size_m:g} m{context} in style {spec.style}/{spec.style_version}"
-
-
-class Learner(nn.Module):
-    """The encoder and the perceptron through which the loss sees its embeddings (Chen et al., ICML 2020), if wanted."""
-
-    def __init__(self, encoder: EncoderNetwork, embedding_dim: int, projection_dim: int, device: torch.device) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self._device = device
-        self.projection: nn.Module | None = None
-        if projection_dim:
-            self.projection = nn.Sequential(
-                nn.Linear(embedding_dim, 2 * embedding_dim),
-                nn.BatchNorm1d(2 * embedding_dim),
-                nn.ReLU(inplace=True),
-                nn.Linear(2 * embedding_dim, projection_dim),
-            )
-
-    def forward(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings `[M, D]` of windows, and what the loss sees of them `[M, P]`; all rows of length 1."""
-        embeddings = embed(self.encoder, windows, self._device)
-        if self.projection is None:
-            return embeddings, embeddings
-        return embeddings, nn.functional.normalize(self.projection(embeddings), dim=1)
-
-
 def train(
     regions: Sequence[RegionData],
     settings: TrainSettings,
@@ -327,7 +233,7 @@ def _result(
     if found is None or not found[1].is_over:
         raise EncoderError(f"Checkpoint {checkpoint.path} was changed from outside while it was written. Train again.")
     tensors, progress = found
-    network = random_network(_network_spec(spec, settings), settings.seed)
+    network = random_network(network_spec(spec, settings), settings.seed)
     prefix = f"{_LEARNER}encoder."
     network.load_state_dict(
         {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -415,7 +321,8 @@ class _Training:
             for batch in islice(batches, _UNTIMED_STEPS + _TIMED_STEPS):
                 float(take_step(learner, optimiser, batch, settings, 0.0, self._team).loss)
                 times.append(time.perf_counter())
-        per_step_s = (times[-1] - times[_UNTIMED_STEPS]) / _TIMED_STEPS
+        # The median, for the first batches read the chunks, and another program may be busy for a moment.
+        per_step_s = median(after - before for before, after in pairwise(times[_UNTIMED_STEPS:]))
         (fitting,) = self._team.agree(settings.max_seconds / per_step_s)
         return max(1, min(asked_for, int(fitting)))
 
@@ -512,70 +419,6 @@ def _is_finite(learner: nn.Module) -> bool:
 def _own_random_state(device: torch.device) -> AbstractContextManager[None]:
     """Whatever a training does with torch's global random state, the caller finds it as it was."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-
-def new_learner(spec: WindowSpec, settings: TrainSettings, data: TripletWindows, device: torch.device) -> Learner:
-    """A learner with random weights, by the seed, whose input is normalised by the train windows."""
-    network = random_network(_network_spec(spec, settings), settings.seed)
-    some = np.random.default_rng([settings.seed, 0]).choice(
-        len(data), min(_NORMALISATION_TRIPLETS, len(data)), replace=False
-    )
-    network.set_normalisation(data.windows(some))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        return Learner(network, settings.embedding_dim, settings.projection_dim, device).to(device)
-
-
-def _network_spec(spec: WindowSpec, settings: TrainSettings) -> NetworkSpec:
-    return NetworkSpec(settings.network, spec.n_channels, spec.n_scales, settings.embedding_dim)
-
-
-def take_step(
-    learner: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    batch: Batch,
-    settings: TrainSettings,
-    rate: float,
-    team: Team = ALONE,
-) -> LossValue:
-    """One step of descent on a batch, of which a team's processes have a share each, at a learning rate."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-    embeddings, seen = learner(batch.windows)
-    value = _loss(embeddings, seen, batch, settings, team)
-    optimiser.zero_grad(set_to_none=True)
-    value.loss.backward()  # type: ignore[no-untyped-call]
-    team.add_gradients(learner)
-    optimiser.step()
-    return LossValue(value.loss.detach(), value.active_share)
-
-
-def _loss(embeddings: torch.Tensor, seen: torch.Tensor, batch: Batch, settings: TrainSettings, team: Team) -> LossValue:
-    """The loss of the whole batch; only gradients by this process's share flow."""
-    n_own = len(batch.xyz)
-    xyz, near_m = team.gather(batch.xyz, 2), team.gather(batch.near_m, 2)
-    if settings.false_negative_m is not None:
-        near_m = torch.full_like(near_m, settings.false_negative_m)
-    small = team.gather(thumbnails(batch.windows[:n_own]), 2)
-    is_negative = negative_pairs(xyz, near_m, small, settings.false_negative_difference)
-    parts = torch.split(team.gather(seen, n_roles(settings)), len(xyz) // 2)
-    value = make_loss(settings)(Embedded(parts[0], parts[1], parts[2] if len(parts) > 2 else None, is_negative))
-    if not settings.vicreg_weight:
-        return value
-    terms = vicreg_terms(team.gather(embeddings[:n_own], 2))
-    return LossValue(value.loss + settings.vicreg_weight * terms, value.active_share)
-
-
-def diagnosis(step: int, loss: float, rate: float, batch: Batch, learner: Learner) -> str:
-    """Why a loss may have become infinite or not a number, and what to do."""
-    broken = [name for name, weight in learner.state_dict().items() if not bool(torch.isfinite(weight).all())]
-    weights = f"{len(broken)} weights are not finite, the first is {broken[0]}" if broken else "all weights are finite"
-    blank = float((batch.windows.flatten(1).float().std(dim=1) == 0).float().mean())
-    return (
-        f"Training step {step}: the loss is {loss} at learning rate {rate:g}; {weights}; {blank:.0%} of the batch's "
-        "windows are of one colour. Lower learning_rate, or raise temperature; by the same settings it would come "
-        "here again. Nothing was registered."
-    )
 
 
 def rate_share(progress: float, warmup: float) -> float:

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from geobacter_core.encoder.data import WindowSpec
 from geobacter_core.encoder.evaluate import Embeddings
 from geobacter_core.encoder.network import NetworkSpec, weights_digest
 from geobacter_core.encoder.settings import ARCHITECTURES, Architecture, TrainSettings
-from geobacter_core.encoder.train import Trained, WindowSpec
+from geobacter_core.encoder.train import Trained
 from geobacter_core.errors import EncoderError, RegistryError
 
 MODEL_NAME = "geobacter"

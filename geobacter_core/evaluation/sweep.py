@@ -16,11 +16,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from threadpoolctl import threadpool_limits
 
-from geobacter_core.encoder.data import RegionData
+from geobacter_core.encoder.data import RegionData, check_regions
 from geobacter_core.encoder.device import best_device
 from geobacter_core.encoder.settings import TrainSettings
 from geobacter_core.encoder.train import VERSION as TRAIN_VERSION
-from geobacter_core.encoder.train import check_regions, encode_with, train
+from geobacter_core.encoder.train import encode_with, train
 from geobacter_core.errors import EvaluationError, SamplesError
 from geobacter_core.evaluation.evaluate import VERSION as EVALUATION_VERSION
 from geobacter_core.evaluation.evaluate import folds_for
@@ -42,12 +42,13 @@ Value = str | int | float | bool | None
 ORIGINAL: dict[str, Value] = {
     "style": "carto",
     "size_m": 200.0,
-    "context_m": None,
+    "context_m": 0.0,
     "distance_m": 500.0,
     "near": "disc",
     "network": "resnet50",
     "embedding_dim": 16,
     "projection_dim": 0,
+    "content_weight": 0.0,
     "loss": "margin",
     "margin": 1.5,
     "vicreg_weight": 0.0,

@@ -12,21 +12,22 @@ room for it."""
 
 
 class SampleSettings(BaseModel):
-    """How triplets are drawn: the original Geobacter's values, scaled down where the region is small."""
+    """How triplets are drawn; docs/encoder.md says why so."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     sample_count: int | None = Field(default=None, ge=10, le=20_000_000)
     """Triplets to draw; by default 1,500 per km² of ground, 4,000 to 100,000."""
 
-    size_m: float = Field(default=200.0, ge=20, le=2000)
+    size_m: float = Field(default=100.0, ge=20, le=2000)
     """Side of the windows in ground metres (the original's --buffer 100 is 200 m)."""
 
-    context_m: float | None = Field(default=None, ge=40, le=4000)
-    """Side of a second, wider window around the same place, which the encoder sees as a second scale."""
+    context_m: float | None = Field(default=None, ge=0, le=4000)
+    """Side of a second, wider window around the same place, which the encoder sees as a second scale; 0 for none. By
+    default 400 m, or 200 m in a region less than 2 km wide or high. It is the same in all regions of one encoder."""
 
     distance_m: float | None = Field(default=None, gt=0, le=50_000)
-    """Largest distance of a positive; by default 500 m (the original's), or a tenth of the region's side."""
+    """Largest distance of a positive; by default 100 m (the original's is 500 m), or a tenth of the region's side."""
 
     near: Near = "disc"
     """Where a positive lies: anywhere in the `disc` of that distance (each spot alike likely), at any distance of
@@ -50,11 +51,11 @@ class SampleSettings(BaseModel):
 
     @model_validator(mode="after")
     def _context_is_wider(self) -> "SampleSettings":
-        if self.context_m is not None and self.context_m <= self.size_m:
+        if self.context_m and self.context_m <= self.size_m:
             raise ValueError(f"context_m ({self.context_m:g}) must be more than size_m ({self.size_m:g})")
         return self
 
     @property
     def extent_m(self) -> float:
-        """Side of the widest window."""
+        """Side of the widest window, the context being known."""
         return max(self.size_m, self.context_m or 0.0)

@@ -36,8 +36,11 @@ from geobacter_core.samples.split import BlockSplit, block_split
 from geobacter_core.tiles.cache import TileCache
 from geobacter_core.tiles.window import WindowReader
 
-VERSION = "3"
+VERSION = "4"
 """Raise when the same tiles and settings would give other triplets."""
+
+_DISTANCE_M = 100.0
+_CONTEXT_M = 400.0
 
 _ENTROPY_PX = 64
 """Entropy is that of the window at about this many pixels a side."""
@@ -82,7 +85,7 @@ class Triplets:
     def context_m(self) -> float | None:
         """Side of the wider windows in ground metres, if there are any."""
         context_m = self.metadata.get("context_m")
-        return None if context_m is None else float(context_m)
+        return float(context_m) if context_m else None
 
     @property
     def extent_m(self) -> float:
@@ -224,11 +227,16 @@ def _resolved(settings: SampleSettings, bounds: Bounds, ground: shapely.Geometry
     width_m, height_m = bounds.size_m
     side_m = float(np.sqrt(width_m * height_m))
     area_km2 = width_m * height_m / 1e6 * float(ground.area / bounds.polygon.area)
-    distance_m = settings.distance_m or round(min(500.0, side_m / 10), 1)
+    distance_m = settings.distance_m or round(min(_DISTANCE_M, side_m / 10), 1)
+    context_m = settings.context_m
+    if context_m is None:
+        context_m = _CONTEXT_M if min(width_m, height_m) >= 5 * _CONTEXT_M else _CONTEXT_M / 2
+        context_m = context_m if context_m > settings.size_m else 0.0
     return settings.model_copy(
         update={
             "sample_count": settings.sample_count or int(np.clip(1500 * area_km2, 4000, 100_000)),
             "distance_m": distance_m,
+            "context_m": context_m,
             "negative_min_m": 2 * distance_m if settings.negative_min_m is None else settings.negative_min_m,
         }
     )

@@ -375,9 +375,13 @@ def test_regions_that_do_not_fit_together_are_refused(regions):
     other = dataclasses.replace(with_metadata(helsinki, size_m=400.0), name="kotka")
     with pytest.raises(EncoderError, match=r"Region 'kotka' has .*400.*region 'helsinki'.*same settings"):
         check_regions([helsinki, other])
-    wider = dataclasses.replace(with_metadata(helsinki, context_m=800.0), name="kotka")
-    with pytest.raises(EncoderError, match=r"Region 'kotka' has .*a context of 800 m.*region 'helsinki'"):
-        check_regions([helsinki, wider])
+
+
+@pytest.mark.parametrize(("contexts", "expected"), [((400.0, 300.0), 300.0), ((400.0, 0.0), None), ((0.0, 0.0), None)])
+def test_an_encoder_takes_the_context_that_fits_all_its_regions(regions, contexts, expected):
+    some = [with_metadata(regions[0], context_m=context_m) for context_m in contexts]
+    assert check_regions(some).context_m == expected
+    assert TripletWindows(some, "train", 32, 1 << 28).n_planes == (3 if expected is None else 6)
 
 
 def test_too_few_triplets_are_refused(regions):

@@ -2,6 +2,7 @@
 
 import html
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -38,6 +39,7 @@ class MadeCache(TileCache):
         tiles = mosaic.reshape(CHUNK_TILES, TILE_PX, CHUNK_TILES, TILE_PX, len(channels)).swapaxes(1, 2)
         self.pixels = np.ascontiguousarray(tiles)
         self.n_read = 0
+        self.folder = Path("made")
         self.manifest = TileManifest(
             region="made_region",
             style="carto",
@@ -51,11 +53,11 @@ class MadeCache(TileCache):
             chunks=(ChunkSummary(x=self.only.x, y=self.only.y, digest="d", n_blank=0, size_bytes=1000),),
         )
 
-    def chunk(self, chunk: Tile) -> Pixels:
+    def strips(self, chunk: Tile) -> Iterator[Pixels]:
         if chunk != self.only:
             raise TileCacheError(f"{chunk} was not made")
         self.n_read += 1
-        return self.pixels
+        yield from self.pixels
 
 
 @pytest.fixture(scope="module")

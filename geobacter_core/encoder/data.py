@@ -7,7 +7,7 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ class WindowSpec:
         style: Name of their style.
         style_version: Its version.
         size_m: Side of a window, ground metres.
-        context_m: Side of the wider window around the same place, if there is one.
+        context_m: Side of the wider window around the same place, if there is one: the smallest of the regions'.
         n_channels: C.
     """
 
@@ -95,12 +95,21 @@ def check_regions(regions: Sequence[RegionData]) -> WindowSpec:
                 "Materialise triplet_samples for the region."
             )
         spec = _window_spec(region)
-        if spec != first:
+        if replace(spec, context_m=None) != replace(first, context_m=None):
             raise EncoderError(
                 f"Region '{region.name}' has windows of {_described(spec)}, region '{regions[0].name}' of "
                 f"{_described(first)}. One encoder takes one kind of window: materialise both with the same settings."
             )
-    return first
+    return replace(first, context_m=_context_m(regions))
+
+
+def _context_m(regions: Sequence[RegionData]) -> float | None:
+    """The context that fits all regions; none if one of them has none.
+
+    Triplets drawn for a wide context have room for a smaller one.
+    """
+    contexts = [region.triplets.context_m for region in regions]
+    return min((context_m for context_m in contexts if context_m), default=None) if all(contexts) else None
 
 
 def _window_spec(region: RegionData) -> WindowSpec:
@@ -129,14 +138,14 @@ class TripletWindows:
     ) -> None:
         """Open the regions' caches; `budget_bytes` of decoded chunks are kept in memory.
 
-        Windows and their contexts have the sizes that the triplets were drawn for, unless `size_m` says another; then
-        `context_m` counts too.
+        Windows have the size that the triplets were drawn for, and the smallest of their contexts, unless `size_m` says
+        another size; then `context_m` counts too.
         """
         self.size_px = size_px
         memory = ChunkMemory(budget_bytes)
         self._readers: list[list[WindowReader]] = []
         for region in regions:
-            sizes = (region.triplets.size_m, region.triplets.context_m) if size_m is None else (size_m, context_m)
+            sizes = (region.triplets.size_m, _context_m(regions)) if size_m is None else (size_m, context_m)
             reader = WindowReader(region.cache, sizes[0], size_px, sizes[1], memory)
             self._readers.append([reader] if reader.context is None else [reader, reader.context])
         self._near_m = np.array([float(region.triplets.metadata["distance_m"] or 0) for region in regions])

@@ -24,7 +24,7 @@ class SampleSettings(BaseModel):
 
     context_m: float | None = Field(default=None, ge=0, le=4000)
     """Side of a second, wider window around the same place, which the encoder sees as a second scale; 0 for none. By
-    default 400 m, or 200 m in a region less than 2 km wide or high. It is the same in all regions of one encoder."""
+    default 400 m, or 200 m in a region less than 2 km wide or high. One encoder takes the smallest of its regions'."""
 
     distance_m: float | None = Field(default=None, gt=0, le=50_000)
     """Largest distance of a positive; by default 100 m (the original's is 500 m), or a tenth of the region's side."""

@@ -127,7 +127,7 @@ def triplet_picture(
     """Triplets of windows in two columns; a frame, a tick or a cross tell whether the encoder got each right.
 
     Args:
-        anchor: uint8 `[N, C, H, W]`, an array or a tensor on the CPU.
+        anchor: uint8 `[N, S·C, H, W]`, an array or a tensor on the CPU; contexts are not drawn.
         positive: As `anchor`.
         negative: As `anchor`.
         positive_distance: Distance between the embeddings of anchor and positive, `[N]`.
@@ -135,7 +135,7 @@ def triplet_picture(
         channels: Names of the C channels.
     """
     roles = [
-        to_rgb(np.asarray(windows, np.uint8).transpose(0, 2, 3, 1), channels)
+        to_rgb(np.asarray(windows, np.uint8)[:, : len(channels)].transpose(0, 2, 3, 1), channels)
         for windows in (anchor, positive, negative)
     ]
     near, far = np.asarray(positive_distance, np.float64), np.asarray(negative_distance, np.float64)

@@ -78,7 +78,7 @@ class WindowSpec:
 
 
 def check_regions(regions: Sequence[RegionData]) -> WindowSpec:
-    """What windows the regions hold, which must be the same in all.
+    """What windows the regions hold: of one style and size in all, and with the context that fits all.
 
     Raises:
         EncoderError: There is no region, or two do not fit together, or samples and tiles do not.
@@ -108,8 +108,7 @@ def _context_m(regions: Sequence[RegionData]) -> float | None:
 
     Triplets drawn for a wide context have room for a smaller one.
     """
-    contexts = [region.triplets.context_m for region in regions]
-    return min((context_m for context_m in contexts if context_m), default=None) if all(contexts) else None
+    return min(region.triplets.context_m or 0.0 for region in regions) or None
 
 
 def _window_spec(region: RegionData) -> WindowSpec:
@@ -120,8 +119,7 @@ def _window_spec(region: RegionData) -> WindowSpec:
 
 
 def _described(spec: WindowSpec) -> str:
-    context = f" with a context of {spec.context_m:g} m" if spec.context_m else ""
-    return f"{spec.size_m:g} m{context} in style {spec.style}/{spec.style_version}"
+    return f"{spec.size_m:g} m in style {spec.style}/{spec.style_version}"
 
 
 class TripletWindows:

@@ -88,11 +88,14 @@ def embeddings_of(subject: Subject, asked: Questions) -> Matrix:
 def representations(subjects: Sequence[Subject], asked: Questions, seed: int) -> Mapping[str, Matrix]:
     """Every representation of the places that are asked about, by name, subjects first."""
     first = subjects[0]
-    reader = WindowReader(asked.cache, first.size_m, first.size_px)
+    reader = WindowReader(asked.cache, first.size_m, first.size_px, first.context_m)
+    windows = reader.windows(asked.places.lon, asked.places.lat)
+    scales = np.split(windows, 1 if first.context_m is None else 2, axis=1)
     counts, _ = tag_counts(asked.features, asked.cells, asked.hidden)
     return {
         **{subject.name: embeddings_of(subject, asked) for subject in subjects},
-        PIXELS: pixel_shares(reader.windows(asked.places.lon, asked.places.lat)),
+        # Of the context too: a baseline has all that the encoder has.
+        PIXELS: np.concatenate([pixel_shares(scale) for scale in scales], axis=1),
         TAGS: counts,
         COORDINATES: coordinates(asked.places),
         **srai_baselines(asked.features, asked.cells, asked.hidden, seed),

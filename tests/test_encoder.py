@@ -301,6 +301,15 @@ def test_an_epoch_of_many_chunks_takes_some_of_them_at_a_time(regions, monkeypat
     assert first == set(chunk.tolist())
 
 
+def test_windows_come_in_the_order_of_their_places_whatever_chunks_they_are_in(regions, monkeypatch):
+    from geobacter_core.encoder import data as module
+
+    index = np.arange(8)
+    expected = TripletWindows(regions, "train", 32, 1 << 28).windows(index)
+    monkeypatch.setattr(module, "chunk_numbers", lambda lonlat: (np.arange(len(lonlat))[::-1], np.zeros(len(lonlat))))
+    assert torch.equal(TripletWindows(regions, "train", 32, 1 << 28).windows(index), expected)
+
+
 def test_few_batches_wait_where_they_are_large(regions, monkeypatch):
     """The loading thread stops when as many wait as may: it has then drawn one more, and the next."""
     from geobacter_core.encoder import data as module

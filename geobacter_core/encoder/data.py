@@ -268,7 +268,7 @@ class TripletWindows:
             for reader, part in zip(readers, windows[begin:end].chunk(len(readers), dim=1), strict=True):
                 seen = None if views is None else views.take(rows).of_wider(reader.size_m / readers[0].size_m)
                 part.copy_(resample(reader.patches(*lonlat[rows].T, reach_), self.size_px, seen, device))
-        return windows if len(self._readers) == 1 else windows[torch.from_numpy(np.argsort(order)).to(device)]
+        return windows[torch.from_numpy(np.argsort(order)).to(device)]
 
     def _pieces(self, region: NDArray[np.int64], device: torch.device) -> Iterator[tuple[int, int]]:
         """First row and end of runs of one region; on a CPU so short that they stay in its cache while they are cut.

@@ -51,7 +51,7 @@ class TrainSettings(BaseModel):
     within which positives lie."""
 
     false_negative_difference: float = Field(default=2.0, ge=0, le=255)
-    """Nor are windows whose thumbnails differ by less than this, 0 to 255 on the mean (in-batch losses)."""
+    """Nor are windows whose thumbnails differ by less than this everywhere, 0 to 255 (in-batch losses)."""
 
     batch_size: int = Field(default=128, ge=2, le=4096)
     """Pairs or triplets a step."""

@@ -49,8 +49,8 @@ def test_rank_is_the_number_of_dimensions_that_are_used(used):
 
 
 def test_figures_of_vectors_spread_evenly_are_those_of_the_sphere(even, places):
-    found = diagnose(even, places, positives=None)
-    assert (found.n, found.dim, found.n_dead, found.alignment) == (N, DIM, 0, None)
+    found = diagnose(even, places)
+    assert (found.n, found.dim, found.n_dead) == (N, DIM, 0)
     assert found.spread_median == pytest.approx(1 / np.sqrt(DIM), rel=0.02)
     assert 0.95 * found.spread_median < found.spread_min <= found.spread_median
     # Of the cosine, mean 0 and variance 1/32: log E exp(4 cos - 4) is nearly -4 + 16 / (2 · 32).
@@ -58,35 +58,26 @@ def test_figures_of_vectors_spread_evenly_are_those_of_the_sphere(even, places):
 
 
 def test_figures_of_collapsed_vectors_are_those_of_a_point(places):
-    found = diagnose(collapsed(), places, positives=collapsed())
+    found = diagnose(collapsed(), places)
     assert found.n_dead == DIM
     assert found.spread_min == pytest.approx(0, abs=1e-6)
     assert found.uniformity == pytest.approx(0, abs=1e-5)
-    assert found.alignment == pytest.approx(0, abs=1e-6)
 
 
 def test_dimensions_that_do_not_vary_are_dead(even, places):
     vectors = even.copy()
     vectors[:, :5] = 0
-    assert diagnose(of_length_1(vectors), places, None).n_dead == 5
+    assert diagnose(of_length_1(vectors), places).n_dead == 5
 
 
-def test_alignment_is_the_mean_squared_distance(even, places):
-    assert diagnose(even, places, -even).alignment == pytest.approx(4, abs=1e-5)
-    half = even.copy()
-    half[::2] *= -1
-    assert diagnose(even, places, half).alignment == pytest.approx(2, abs=1e-5)
-
-
-def test_uniformity_and_alignment_are_those_of_the_papers_formulas(even, places):
-    some, others = even[:500], of_length_1(even[:500] + even[500:1000])
-    found = diagnose(some, Places(places.lon[:500], places.lat[:500]), others)
+def test_uniformity_is_that_of_the_papers_formula(even, places):
+    some = even[:500]
+    found = diagnose(some, Places(places.lon[:500], places.lat[:500]))
     assert found.uniformity == pytest.approx(np.log(np.mean(np.exp(-2 * pdist(some) ** 2))), abs=1e-5)
-    assert found.alignment == pytest.approx(np.mean(np.linalg.norm(some - others, axis=1) ** 2), abs=1e-5)
 
 
 def test_nearest_neighbours_of_vectors_that_know_nothing_are_near_by_chance(even, places):
-    found = diagnose(even, places, None)
+    found = diagnose(even, places)
     # 500 m around a place, of 12.5 by 16.7 km, less what lies beyond the edge.
     assert found.near_chance == pytest.approx(np.pi * 0.5**2 / (12.5 * 16.7), rel=0.06)
     assert found.near_share < 4 * found.near_chance
@@ -94,25 +85,24 @@ def test_nearest_neighbours_of_vectors_that_know_nothing_are_near_by_chance(even
 
 def test_nearest_neighbours_of_vectors_that_only_know_where_they_are_are_near(places):
     east, north = (places.lon + 8.7) / 0.15, (places.lat - 41.1) / 0.15
-    found = diagnose(of_length_1(np.stack([east, north, np.ones(N)], axis=1)), places, None)
+    found = diagnose(of_length_1(np.stack([east, north, np.ones(N)], axis=1)), places)
     assert found.near_share > 0.95
 
 
 def test_places_of_one_embedding_are_not_taken_for_neighbours_because_of_their_order(places):
     """As in a table sorted by cell: rows that follow each other are near, and all embeddings are equal."""
     order = np.lexsort([places.lat, np.round(places.lon, 2)])
-    found = diagnose(collapsed(), Places(places.lon[order], places.lat[order]), None)
+    found = diagnose(collapsed(), Places(places.lon[order], places.lat[order]))
     assert found.near_share < 10 * found.near_chance
 
 
-def test_metrics_carry_the_prefix_and_leave_out_what_is_not_known(even, places):
-    metrics = diagnose(even, places, None).as_metrics("porto/")
+def test_metrics_carry_the_prefix(even, places):
+    metrics = diagnose(even, places).as_metrics("porto/")
     assert set(metrics) == {
         "porto/spread_min", "porto/spread_median", "porto/dead_dimensions", "porto/effective_rank",
         "porto/uniformity", "porto/near_share", "porto/near_chance",
     }  # fmt: skip
     assert all(isinstance(value, float) and np.isfinite(value) for value in metrics.values())
-    assert diagnose(even, places, even).as_metrics("")["alignment"] == 0.0
 
 
 def classes(values):
@@ -159,7 +149,7 @@ def test_near_shares_are_those_of_brute_force(even, places):
     np.fill_diagonal(cosine, -2)
     apart_m = np.linalg.norm(small.xyz_m[:, None] - small.xyz_m[None], axis=2)
     is_near = (apart_m <= 500) & ~np.eye(n, dtype=bool)
-    found = diagnose(even[:n], small, None)
+    found = diagnose(even[:n], small)
     assert found.near_share == pytest.approx(np.mean(is_near[np.arange(n), cosine.argmax(axis=1)]))
     assert found.near_chance == pytest.approx(is_near.sum() / (n * (n - 1)))
 
@@ -195,13 +185,11 @@ def test_purity_without_a_place_to_choose_or_with_odd_arguments_is_refused(even,
 
 def test_embeddings_that_do_not_fit_or_are_not_of_length_1_are_refused(even, places):
     with pytest.raises(EvaluationError, match=r"shape \(2999, 32\) for 3000 places"):
-        diagnose(even[1:], places, None)
-    with pytest.raises(EvaluationError, match=r"positives have shape \(10, 32\)"):
-        diagnose(even, places, even[:10])
+        diagnose(even[1:], places)
     for wrong in (2.0, np.nan):
         broken = even.copy()
         broken[17] *= wrong
         with pytest.raises(EvaluationError, match="embedding 17 is not of length 1"):
-            diagnose(broken, places, None)
+            diagnose(broken, places)
     with pytest.raises(EvaluationError, match="two or more"):
-        diagnose(even[:1], Places(places.lon[:1], places.lat[:1]), None)
+        diagnose(even[:1], Places(places.lon[:1], places.lat[:1]))

@@ -362,11 +362,17 @@ def test_scores_of_encoders_with_known_answers(regions):
     perfect = iter([np.eye(n, dtype=np.float32), np.eye(n, dtype=np.float32), -np.eye(n, dtype=np.float32)])
     scores = test.score(lambda windows: next(perfect))
     assert (scores.triplet_accuracy, scores.recall_at_1, scores.recall_at_10, scores.n) == (1.0, 1.0, 1.0, n)
+    assert (scores.active_share, scores.alignment) == (0.0, 0.0)  # negatives lie opposite: 4 > 0 + 1.5
     one = np.tile(np.float32([[1, 0]]), (n, 1))
-    assert test.score(lambda windows: one).triplet_accuracy == 0.0
+    collapsed = test.score(lambda windows: one)
+    assert (collapsed.triplet_accuracy, collapsed.active_share, collapsed.alignment) == (0.0, 1.0, 0.0)
+    at_right_angles = iter([one, one[:, ::-1], -one])
+    assert test.score(lambda windows: next(at_right_angles)).alignment == 2.0
     network = random_network(SMALL, 1)
     assert 0 <= test.score(encode_with(network, torch.device("cpu"))).triplet_accuracy <= 1
-    assert set(scores.as_metrics("test_")) == {"test_triplet_accuracy", "test_recall_at_1", "test_recall_at_10"}
+    assert set(scores.as_metrics("")) == {
+        "triplet_accuracy", "recall_at_1", "recall_at_10", "active_share", "alignment"
+    }  # fmt: skip
 
 
 def with_metadata(region, **changes):

@@ -141,10 +141,11 @@ class TripletWindows:
         """
         self.size_px = size_px
         memory = ChunkMemory(budget_bytes)
+        if size_m is None:
+            context_m = _context_m(regions)
         self._readers: list[list[WindowReader]] = []
         for region in regions:
-            sizes = (region.triplets.size_m, _context_m(regions)) if size_m is None else (size_m, context_m)
-            reader = WindowReader(region.cache, sizes[0], size_px, sizes[1], memory)
+            reader = WindowReader(region.cache, size_m or region.triplets.size_m, size_px, context_m, memory)
             self._readers.append([reader] if reader.context is None else [reader, reader.context])
         self._near_m = np.array([float(region.triplets.metadata["distance_m"] or 0) for region in regions])
         places = [region.triplets.lonlat(split) for region in regions]
@@ -265,10 +266,13 @@ class TripletWindows:
         for begin, end in self._pieces(region[order], device):
             rows = order[begin:end]
             readers = self._readers[region[rows[0]]]
-            for reader, part in zip(readers, windows[begin:end].chunk(len(readers), dim=1), strict=True):
+            scales = windows.chunk(len(readers), dim=1)
+            for reader, scale in zip(readers, scales, strict=True):
                 seen = None if views is None else views.take(rows).of_wider(reader.size_m / readers[0].size_m)
-                part.copy_(resample(reader.patches(*lonlat[rows].T, reach_), self.size_px, seen, device))
-        return windows[torch.from_numpy(np.argsort(order)).to(device)]
+                scale[torch.from_numpy(rows).to(device)] = resample(
+                    reader.patches(*lonlat[rows].T, reach_), self.size_px, seen, device
+                )
+        return windows
 
     def _pieces(self, region: NDArray[np.int64], device: torch.device) -> Iterator[tuple[int, int]]:
         """First row and end of runs of one region; on a CPU so short that they stay in its cache while they are cut.

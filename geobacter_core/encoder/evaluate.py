@@ -12,6 +12,7 @@ from geobacter_core.encoder.data import RegionData, TripletWindows
 Embeddings = NDArray[np.float32]
 Encode = Callable[[torch.Tensor], Embeddings]
 _BATCH = 64
+_MARGIN = 1.5
 _MEMORY_BYTES = 1 << 30
 MAX_TRIPLETS = 2000
 """So many test triplets are used at most; their order is random already, so these are a fair sample."""
@@ -19,18 +20,25 @@ MAX_TRIPLETS = 2000
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Figures in [0, 1] over `n` test triplets.
+    """Figures over `n` test triplets, shares unless said otherwise.
 
     Attributes:
         triplet_accuracy: Share of triplets whose positive is nearer to the anchor than its negative is.
         recall_at_1: Share of anchors whose positive is the nearest of all test positives.
         recall_at_10: Share of anchors whose positive is among the ten nearest.
+        active_share: Share of triplets with anything left to learn by the original's loss: whose negative is not
+            further from the anchor than the positive by a margin of 1.5, in squared distance of unit vectors.
+        alignment: Mean squared distance of anchors and their positives, 0 to 4. Wang & Isola, "Understanding
+            contrastive representation learning through alignment and uniformity on the hypersphere" (ICML 2020), with
+            alpha = 2.
         n: Triplets.
     """
 
     triplet_accuracy: float
     recall_at_1: float
     recall_at_10: float
+    active_share: float
+    alignment: float
     n: int
 
     def as_metrics(self, prefix: str) -> dict[str, float]:
@@ -39,6 +47,8 @@ class Scores:
             f"{prefix}triplet_accuracy": self.triplet_accuracy,
             f"{prefix}recall_at_1": self.recall_at_1,
             f"{prefix}recall_at_10": self.recall_at_10,
+            f"{prefix}active_share": self.active_share,
+            f"{prefix}alignment": self.alignment,
         }
 
 
@@ -83,11 +93,14 @@ class TestWindows:
     def score(self, encode: Encode) -> Scores:
         """Measure an encoder, given as a function from uint8 `[N, C, H, W]` to float32 `[N, D]` of length 1."""
         anchor, positive, negative = (encode(windows) for windows in (self.anchor, self.positive, self.negative))
+        near, far = (np.square(anchor - other).sum(axis=1) for other in (positive, negative))
         return Scores(
-            float(np.mean(np.sum(anchor * positive, axis=1) > np.sum(anchor * negative, axis=1))),
-            recall_at(anchor, positive, 1),
-            recall_at(anchor, positive, 10),
-            len(anchor),
+            triplet_accuracy=float(np.mean(near < far)),
+            recall_at_1=recall_at(anchor, positive, 1),
+            recall_at_10=recall_at(anchor, positive, 10),
+            active_share=float(np.mean(near - far + _MARGIN > 0)),
+            alignment=float(np.mean(near, dtype=np.float64)),
+            n=len(anchor),
         )
 
     def examples(self, encode: Encode, n: int) -> Examples:

@@ -38,6 +38,8 @@ class Learner(nn.Module):
         self._device = device
         parts, width = encoder.spec.part_dims, settings.projection_dim
         self.projections = nn.ModuleList(_perceptron(dim, width) for dim in parts) if width else None
+        self.seen_dims = [width] * len(parts) if width else parts
+        """Columns of each part of what the loss sees."""
         self.tellers = (
             nn.ModuleList(nn.Linear(dim, 2 * encoder.spec.n_channels) for dim in parts)
             if settings.content_weight
@@ -62,13 +64,6 @@ class Learner(nn.Module):
             pairs = zip(self.projections, parts, strict=True)
             parts = [functional.normalize(projection(part), dim=1) for projection, part in pairs]
         return embeddings, torch.cat(parts, dim=1), told
-
-    @property
-    def seen_dims(self) -> list[int]:
-        """Columns of each part of what the loss sees."""
-        if self.projections is None:
-            return self.encoder.spec.part_dims
-        return [int(projection[-1].out_features) for projection in self.projections]  # type: ignore[index]
 
 
 def _perceptron(dim: int, width: int) -> nn.Sequential:

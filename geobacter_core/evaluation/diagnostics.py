@@ -40,11 +40,10 @@ class Diagnostics:
         rank: Effective rank, 1 to D: the exponential of the entropy of the singular values' shares. Source: RankMe,
             Garrido et al., "RankMe: Assessing the downstream performance of pretrained self-supervised representations
             by their rank" (ICML 2023). As there, the mean is not taken off.
-        alignment: Mean squared distance of places and their positives, 0 to 4, less is better; None without positives.
-            Source of this and the next: Wang & Isola, "Understanding contrastive representation learning through
-            alignment and uniformity on the hypersphere" (ICML 2020), with squares (alpha = 2) and t = 2.
         uniformity: Logarithm of the mean of exp(-2 d²) over pairs of places: 0 when all are one point, towards -4
-            when spread over a sphere of many dimensions.
+            when spread over a sphere of many dimensions. Wang & Isola, "Understanding contrastive representation
+            learning through alignment and uniformity on the hypersphere" (ICML 2020), with t = 2; alignment, which
+            needs positives, is one of `encoder.evaluate.Scores`.
         near_share: Share of places whose most similar other place lies within 500 m.
         near_chance: What that share would be if the most similar place were any.
     """
@@ -55,7 +54,6 @@ class Diagnostics:
     spread_median: float
     n_dead: int
     rank: float
-    alignment: float | None
     uniformity: float
     near_share: float
     near_chance: float
@@ -71,8 +69,6 @@ class Diagnostics:
             "near_share": self.near_share,
             "near_chance": self.near_chance,
         }
-        if self.alignment is not None:
-            found["alignment"] = self.alignment
         return {f"{prefix}{name}": value for name, value in found.items()}
 
 
@@ -93,22 +89,17 @@ class Purity:
     n: int
 
 
-def diagnose(embeddings: Embeddings, places: Places, positives: Embeddings | None) -> Diagnostics:
+def diagnose(embeddings: Embeddings, places: Places) -> Diagnostics:
     """Measure how embeddings lie.
 
     Args:
         embeddings: float32 `[N, D]`, rows of length 1.
         places: Where they are, `[N]`.
-        positives: Embeddings of each place's positive, `[N, D]`, if there are any.
 
     Raises:
         EvaluationError: There are fewer than two rows, sizes do not fit, or a row is not of length 1.
     """
     _check(embeddings, places)
-    if positives is not None and positives.shape != embeddings.shape:
-        raise EvaluationError(
-            f"Diagnostics: positives have shape {positives.shape}, embeddings {embeddings.shape}. Give a positive each."
-        )
     n, dim = embeddings.shape
     spread = embeddings.std(axis=0, dtype=np.float64)
     with one_thread():
@@ -120,7 +111,6 @@ def diagnose(embeddings: Embeddings, places: Places, positives: Embeddings | Non
             spread_median=float(np.median(spread)),
             n_dead=int(np.sum(spread < _DEAD_SHARE / np.sqrt(dim))),
             rank=effective_rank(embeddings),
-            alignment=None if positives is None else _alignment(embeddings, positives),
             uniformity=_uniformity(embeddings),
             near_share=near_share,
             near_chance=near_chance,
@@ -257,14 +247,6 @@ def _near_shares(embeddings: Embeddings, places: Places) -> tuple[float, float]:
         n_others_near += int(np.sum(tree.query_ball_point(xyz_m[queries], NEAR_M, return_length=True) - 1))
         n_queries += len(queries)
     return n_near / n_queries, n_others_near / (n_queries * (len(embeddings) - 1))
-
-
-def _alignment(embeddings: Embeddings, positives: Embeddings) -> float:
-    squares = [
-        np.square(embeddings[begin : begin + _ROWS] - positives[begin : begin + _ROWS]).sum(axis=1, dtype=np.float64)
-        for begin in range(0, len(embeddings), _ROWS)
-    ]
-    return float(np.concatenate(squares).mean())
 
 
 def _uniformity(embeddings: Embeddings) -> float:

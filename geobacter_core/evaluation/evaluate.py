@@ -20,7 +20,7 @@ from geobacter_core.evaluation.results import Result
 from geobacter_core.evaluation.ridge import Matrix
 from geobacter_core.evaluation.settings import EvaluationSettings
 
-VERSION = "2"
+VERSION = "3"
 """Raise when the same encoder and region would get other figures."""
 
 _BUFFER_SHARE = 1 / 20
@@ -146,7 +146,7 @@ def _describe(
     for subject in subjects:
         embeddings = found[subject.name].astype(np.float32, copy=False)
         if subject.name not in evaluation.diagnostics:
-            evaluation.diagnostics[subject.name] = diagnose(embeddings, asked.places, None)
+            evaluation.diagnostics[subject.name] = diagnose(embeddings, asked.places)
         for label in classes:
             evaluation.purity[subject.name] = knn_purity(embeddings, label, asked.places, subjects[0].extent_m)
 

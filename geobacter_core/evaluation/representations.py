@@ -90,7 +90,7 @@ def representations(subjects: Sequence[Subject], asked: Questions, seed: int) ->
     first = subjects[0]
     reader = WindowReader(asked.cache, first.size_m, first.size_px, first.context_m)
     windows = reader.windows(asked.places.lon, asked.places.lat)
-    scales = np.split(windows, 1 if first.context_m is None else 2, axis=1)
+    scales = np.split(windows, windows.shape[1] // asked.cache.n_channels, axis=1)
     counts, _ = tag_counts(asked.features, asked.cells, asked.hidden)
     return {
         **{subject.name: embeddings_of(subject, asked) for subject in subjects},

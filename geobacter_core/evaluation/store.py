@@ -82,9 +82,11 @@ def summary(evaluation: Evaluation) -> str:
             lines += [f"| {title} | |", "|---|--:|", *_ranked(found, evaluation.highlighted), ""]
     lines += _table(evaluation.results)
     if evaluation.scores:
-        lines += ["", "| held-out windows | triplet accuracy | recall@1 | recall@10 |", "|---|--:|--:|--:|"]
+        head = "| held-out windows | triplet accuracy | recall@1 | recall@10 | active triplets | alignment |"
+        lines += ["", head, "|---|--:|--:|--:|--:|--:|"]
         lines += [
-            f"| {name} | {scores.triplet_accuracy:.3f} | {scores.recall_at_1:.3f} | {scores.recall_at_10:.3f} |"
+            f"| {name} | {scores.triplet_accuracy:.3f} | {scores.recall_at_1:.3f} | {scores.recall_at_10:.3f} | "
+            f"{scores.active_share:.0%} | {scores.alignment:.2f} |"
             for name, scores in evaluation.scores.items()
         ]
     lines += [

@@ -40,7 +40,8 @@ WINDOW_PX = 256
 """As many pixels as the tiles have under `Site.window_m`, so that a pixel in a tile is one in a window."""
 TESTS = Path(__file__).resolve().parents[1]
 SERVE_UNTIL_KILLED = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that a shell runs in the background ignore it
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from tileserver.stack import TileServer

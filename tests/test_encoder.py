@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from geobacter_core.encoder.data import RegionData, TripletWindows, WindowSpec, check_regions
 from geobacter_core.encoder.evaluate import TestWindows, recall_at
-from geobacter_core.encoder.network import NetworkSpec, random_network, weights_digest
+from geobacter_core.encoder.network import NetworkSpec, random_network, untrained_like, weights_digest
 from geobacter_core.encoder.settings import ARCHITECTURES, TrainSettings
 from geobacter_core.encoder.train import encode_with, rate_share, train
 from geobacter_core.errors import EncoderError, TileCacheError
@@ -20,7 +20,7 @@ from geobacter_core.tiles.window import WindowReader
 
 CPU = torch.device("cpu")
 SMALL = NetworkSpec("small", 3, 1, 8)
-TINY = TrainSettings(network="small", size_px=32, embedding_dim=8, batch_size=20, max_steps=2)
+TINY = TrainSettings(network="small", size_px=32, embedding_dim=24, batch_size=20, max_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -56,28 +56,62 @@ def test_networks_have_as_many_weights_as_they_say(architecture, least, most):
 
 
 def test_a_window_and_its_context_are_seen_with_the_same_weights():
-    """The context adds channels to the input and features to the head, and nothing to the backbone."""
+    """The context adds channels to the input and features to the output, and nothing to the backbone."""
     one = random_network(NetworkSpec("small", 3, 1, 8), seed=1).eval()
-    two = random_network(NetworkSpec("small", 3, 2, 8), seed=1).eval()
+    two = random_network(NetworkSpec("small", 3, 2, 16), seed=1).eval()
     windows = noise(4, 6)
     features = two.features(windows)
-    assert features.shape == (4, 2 * one.heads[0].in_features)
+    assert features.shape == (4, 2 * 8)
     two.backbone.load_state_dict(one.backbone.state_dict())
     both = two.features(windows)
     torch.testing.assert_close(both, torch.cat([one.features(windows[:, :3]), one.features(windows[:, 3:])], dim=1))
 
 
 def test_each_scale_has_its_own_part_of_an_embedding():
-    network = random_network(NetworkSpec("small", 3, 2, 9), seed=1).eval()
+    network = random_network(NetworkSpec("small", 3, 2, 65), seed=1).eval()
     windows, other = noise(4, 6), noise(4, 6)
     other[:, 3:] = 255 - windows[:, 3:]
     other[:, :3] = windows[:, :3]
     with torch.inference_mode():
         ours, theirs = network(windows), network(other)
-    torch.testing.assert_close(ours[:, :5], theirs[:, :5])
-    assert float((ours[:, 5:] - theirs[:, 5:]).abs().amax(dim=1).min()) > 1e-4
-    for part in (ours[:, :5], ours[:, 5:]):
+    torch.testing.assert_close(ours[:, :33], theirs[:, :33])
+    assert float((ours[:, 33:] - theirs[:, 33:]).abs().amax(dim=1).min()) > 1e-4
+    for part in (ours[:, :33], ours[:, 33:]):
         torch.testing.assert_close(part.square().sum(dim=1), torch.full((4,), 0.5))
+
+
+def test_an_embedding_ends_with_the_shares_of_its_channels():
+    """Of each scale mean and deviation of each channel, told from the rest of it by the last number of all."""
+    spec = NetworkSpec("small", 2, 2, 16, shares=True)
+    assert (spec.share_dim, spec.part_dims) == (5, [3, 3])
+    network = random_network(spec, seed=1).eval()
+    windows = noise(64, 4) // torch.arange(1, 65)[:, None, None, None]
+    network.set_normalisation(windows)
+    with torch.inference_mode():
+        embeddings = network(windows)
+    torch.testing.assert_close(embeddings.square().sum(dim=1), torch.ones(64))
+    parts = embeddings[:, 6:].reshape(64, 2, 5)
+    torch.testing.assert_close(parts.square().sum(dim=2), torch.full((64, 2), 0.02))
+    pixels = windows.numpy().reshape(64, 2, 2, -1) / 255
+    shares = np.concatenate([pixels.mean(axis=3), pixels.std(axis=3)], axis=2)
+    expected = (shares - shares.mean(axis=0)) / shares.std(axis=0, ddof=1)
+    np.testing.assert_allclose(2 * parts[..., :4] / parts[..., 4:], expected, atol=1e-4)
+
+
+def test_an_embedding_too_short_for_its_shares_is_refused():
+    with pytest.raises(
+        EncoderError, match=r"embedding_dim is 16, of which the shares of 12 channels at 2 scales take 50"
+    ):
+        NetworkSpec("small", 12, 2, 16, shares=True)
+
+
+def test_random_weights_of_an_encoder_see_what_it_sees():
+    network = random_network(NetworkSpec("small", 3, 1, 16, shares=True), seed=1)
+    network.set_normalisation(noise(8))
+    again = untrained_like(network, seed=1)
+    assert weights_digest(again) == weights_digest(network)
+    assert weights_digest(untrained_like(network, seed=2)) != weights_digest(network)
+    assert torch.equal(untrained_like(network, seed=2).share_mean, network.share_mean)
 
 
 def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_state():

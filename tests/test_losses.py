@@ -10,8 +10,6 @@ from torch.nn import functional
 
 from geobacter_core.encoder.losses import (
     Embedded,
-    content,
-    content_loss,
     infonce,
     make_loss,
     margin_triplet,
@@ -147,26 +145,6 @@ def test_a_loss_of_triplets_without_negatives_says_so(name):
     anchor, positive = random_pairs()
     with pytest.raises(ValueError, match="takes its negatives from the triplets"):
         make_loss(TrainSettings(loss=name))(Embedded(anchor, positive, None, all_negative(12)))
-
-
-def test_content_is_how_much_there_is_of_a_channel_and_how_it_lies():
-    """A quarter of a channel in one corner, a quarter all over, and nothing: the same mean, or the same deviation."""
-    corner, even = torch.zeros(1, 8, 8), torch.full((1, 8, 8), 63.75)
-    corner[:, :4, :4] = 255
-    shown = content(torch.stack([corner, even, torch.zeros(1, 8, 8)]).flatten(2))
-    assert shown.shape == (3, 2)
-    torch.testing.assert_close(shown.mean(dim=0), torch.zeros(2), atol=1e-6, rtol=0)
-    torch.testing.assert_close(shown.std(dim=0), torch.ones(2))
-    assert float(shown[0, 0]) == pytest.approx(float(shown[1, 0]))
-    assert float(shown[1, 0]) > float(shown[2, 0])
-    assert float(shown[1, 1]) == pytest.approx(float(shown[2, 1]))
-    assert float(shown[0, 1]) > float(shown[1, 1])
-    assert float(content_loss(shown, shown)) == 0
-    assert float(content_loss(torch.zeros(3, 2), shown)) == pytest.approx(2 / 3)
-
-
-def test_channels_that_are_empty_in_a_whole_batch_say_nothing():
-    assert content(torch.zeros(5, 2, 64)).tolist() == [[0.0] * 4] * 5
 
 
 def test_vicreg_is_nothing_where_every_dimension_spreads_alike():

@@ -20,7 +20,7 @@ from geobacter_pipeline.staleness import Staleness
 
 CHALLENGER = "challenger"
 SAMPLES = {"triplet_samples": {"config": {"sample_count": 150}}}
-TINY = {"network": "small", "max_steps": 60, "batch_size": 16, "size_px": 32, "embedding_dim": 16}
+TINY = {"network": "small", "max_steps": 60, "batch_size": 16, "size_px": 32, "embedding_dim": 96}
 TRAINING = {"location_encoder": {"config": TINY}}
 
 

@@ -46,7 +46,7 @@ def test_the_version_knows_its_windows_and_weights(registration, registry):
         200.0,
         32,
         3,
-        16,
+        32,
     )
     assert version.digest == weights_digest(registration.trained.network)
     assert registry.version(CHALLENGER) == version
@@ -64,13 +64,13 @@ model = mlflow.pytorch.load_model("models:/geobacter@challenger")
 for n in (1, 2, 7):
     windows = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (n, 3, 32, 32), dtype=np.uint8))
     embedding = model(windows).detach()
-    assert embedding.shape == (n, 16) and embedding.dtype == torch.float32
+    assert embedding.shape == (n, 32) and embedding.dtype == torch.float32
     assert torch.allclose(embedding.norm(dim=1), torch.ones(n), atol=1e-5)
 info = mlflow.models.get_model_info("models:/geobacter@challenger")
 assert info.signature.inputs.inputs[0].shape == (-1, 3, 32, 32)
-assert info.signature.outputs.inputs[0].shape == (-1, 16)
+assert info.signature.outputs.inputs[0].shape == (-1, 32)
 assert info.metadata["style"] == "carto" and info.metadata["size_m"] == "200", info.metadata
-assert info.metadata["size_px"] == "32" and info.metadata["embedding_dim"] == "16"
+assert info.metadata["size_px"] == "32" and info.metadata["embedding_dim"] == "32"
 assert "geobacter_core" not in __import__("sys").modules
 """
     environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
@@ -95,12 +95,12 @@ def test_no_pickle_lies_among_the_artifacts(helsinki, registration):
 def test_embeddings_have_length_1_and_do_not_depend_on_company(encoder):
     windows = noise(130)
     together = encoder.encode(windows)
-    assert together.shape == (130, 16)
+    assert together.shape == (130, 32)
     assert together.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-6)
     for index in (0, 64, 129):
         np.testing.assert_array_equal(encoder.encode(windows[index : index + 1])[0], together[index])
-    assert encoder.encode(windows[:0]).shape == (0, 16)
+    assert encoder.encode(windows[:0]).shape == (0, 32)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,10 @@ import pytest
 from geobacter_core.errors import EvaluationError
 from geobacter_core.evaluation.sweep import LOC2VEC, ORIGINAL, Choice, Sweep, SweepPlan, Trial, table
 
-BASE = {"network": "small", "size_px": 32, "size_m": 100.0, "sample_count": 120, "batch_size": 40, "max_steps": 2}
+BASE = {
+    "style": "carto", "network": "small", "shares": False, "size_px": 32, "size_m": 100.0, "sample_count": 120,
+    "batch_size": 40, "max_steps": 2,
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from geobacter_core.encoder.tracking import train_tracked
 from geobacter_core.encoder.unsent import result_folder, send, unsent_runs
 from geobacter_core.errors import EncoderError, RegistryError
 
-TINY = TrainSettings(network="small", size_px=32, embedding_dim=8, batch_size=20, max_steps=6)
+TINY = TrainSettings(network="small", size_px=32, embedding_dim=24, batch_size=20, max_steps=6)
 
 
 def drawn(examples):
@@ -55,7 +55,7 @@ def test_the_run_has_every_parameter(run):
     params = run.data.params
     assert {name: params[name] for name in ("size_px", "embedding_dim", "batch_size", "max_epochs", "seed")} == {
         "size_px": "32",
-        "embedding_dim": "16",
+        "embedding_dim": "32",
         "batch_size": "20",
         "max_epochs": "1",
         "seed": "1",
@@ -296,7 +296,7 @@ def test_a_server_that_comes_back_in_the_middle_gets_everything(
     assert loss_steps(registry, done.version.run_id) == [1, 2, 3, 4, 5, 6]
     assert registry.client.get_run(done.version.run_id).info.status == "FINISHED"
     assert registry.version(CHALLENGER) == done.version
-    assert registry.load(done.version).encode(done.trained.test.anchor).shape == (len(done.trained.test), 8)
+    assert registry.load(done.version).encode(done.trained.test.anchor).shape == (len(done.trained.test), 24)
     assert unsent_runs(registry.settings) == []
 
 

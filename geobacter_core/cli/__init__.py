@@ -33,7 +33,7 @@ app = typer.Typer(
     help="Geobacter turns places into vectors. This command prepares and looks after what that needs: "
     "OpenStreetMap extracts, map tiles and triplets; and says which encoder is the champion.\n\n"
     "GEOBACTER_DATA names the data folder (default: data), GEOBACTER_REGIONS the regions file (default: "
-    "regions.toml), GEOBACTER_STYLE the map style (default: carto). The rest of the chain is Dagster's.",
+    "regions.toml), GEOBACTER_STYLE the map style (default: detailed). The rest of the chain is Dagster's.",
     epilog=examples("geobacter regions list", "geobacter tiles build helsinki", "geobacter tiles show 24.9414 60.1719"),
     context_settings=CONTEXT,
     add_completion=False,

@@ -23,7 +23,7 @@ CONTEXT = {"max_content_width": 100}
 RegionName = Annotated[str, typer.Argument(metavar="REGION", help="A region of the regions file.")]
 StyleName = Annotated[
     str | None,
-    typer.Option("--style", metavar="NAME", help="Map style.", show_default="GEOBACTER_STYLE, or carto"),
+    typer.Option("--style", metavar="NAME", help="Map style.", show_default="GEOBACTER_STYLE, or detailed"),
 ]
 
 _COMMANDS = {

@@ -9,27 +9,24 @@ from geobacter_core.encoder.data import Batch, TripletWindows, WindowSpec
 from geobacter_core.encoder.losses import (
     Embedded,
     LossValue,
-    content,
-    content_loss,
     make_loss,
     n_roles,
     negative_pairs,
     thumbnails,
     vicreg_terms,
 )
-from geobacter_core.encoder.network import EncoderNetwork, NetworkSpec, embed, random_network
+from geobacter_core.encoder.network import EncoderNetwork, NetworkSpec, features_of, random_network, side_by_side
 from geobacter_core.encoder.parallel import ALONE, Team
 from geobacter_core.encoder.settings import TrainSettings
 
-_NORMALISATION_TRIPLETS = 128
+_NORMALISATION_TRIPLETS = 256
 
 
 class Learner(nn.Module):
     """The encoder, and what is thrown away after training.
 
     Each scale's part of an embedding has a perceptron through which the loss sees it, if wanted (Chen et al., "A simple
-    framework for contrastive learning of visual representations", ICML 2020), and a linear map that tells from it what
-    its window shows (see `losses.content`).
+    framework for contrastive learning of visual representations", ICML 2020).
     """
 
     def __init__(self, encoder: EncoderNetwork, settings: TrainSettings, device: torch.device) -> None:
@@ -40,30 +37,20 @@ class Learner(nn.Module):
         self.projections = nn.ModuleList(_perceptron(dim, width) for dim in parts) if width else None
         self.seen_dims = [width] * len(parts) if width else parts
         """Columns of each part of what the loss sees."""
-        self.tellers = (
-            nn.ModuleList(nn.Linear(dim, 2 * encoder.spec.n_channels) for dim in parts)
-            if settings.content_weight
-            else None
-        )
 
-    def forward(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def forward(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Embed windows.
 
         Returns:
-            Embeddings `[M, D]`, rows of length 1; what the loss sees of them `[M, P]`, its parts side by side, rows of
-            length 1 each; what can be told from them `[M, S·2·C]`, unless nobody asks.
+            What is learnt of their embeddings, rows of length 1; and what the loss sees of it `[M, P]`, a part for each
+            scale side by side, rows of length 1 each.
         """
-        embeddings = embed(self.encoder, windows, self._device)
-        parts = [
-            functional.normalize(part, dim=1) for part in torch.split(embeddings, self.encoder.spec.part_dims, dim=1)
-        ]
-        told = None
-        if self.tellers is not None:
-            told = torch.cat([teller(part) for teller, part in zip(self.tellers, parts, strict=True)], dim=1)
+        parts = self.encoder.learnt(features_of(self.encoder, windows, self._device))
+        learnt = side_by_side(parts)
         if self.projections is not None:
             pairs = zip(self.projections, parts, strict=True)
             parts = [functional.normalize(projection(part), dim=1) for projection, part in pairs]
-        return embeddings, torch.cat(parts, dim=1), told
+        return learnt, torch.cat(parts, dim=1)
 
 
 def _perceptron(dim: int, width: int) -> nn.Sequential:
@@ -74,7 +61,7 @@ def _perceptron(dim: int, width: int) -> nn.Sequential:
 
 def network_spec(spec: WindowSpec, settings: TrainSettings) -> NetworkSpec:
     """The network for windows of a kind."""
-    return NetworkSpec(settings.network, spec.n_channels, spec.n_scales, settings.embedding_dim)
+    return NetworkSpec(settings.network, spec.n_channels, spec.n_scales, settings.embedding_dim, settings.shares)
 
 
 def new_learner(spec: WindowSpec, settings: TrainSettings, data: TripletWindows, device: torch.device) -> Learner:
@@ -114,7 +101,7 @@ def _loss(learner: Learner, batch: Batch, settings: TrainSettings, team: Team) -
     Each scale has a loss of its own: with one for both, the context, of which a near place shows nearly the same, would
     find each pair alone, and the window itself learn little.
     """
-    embeddings, seen, told = learner(batch.windows)
+    learnt, seen = learner(batch.windows)
     n_own = len(batch.xyz)
     xyz, near_m = team.gather(batch.xyz, 2), team.gather(batch.near_m, 2)
     if settings.false_negative_m is not None:
@@ -126,12 +113,8 @@ def _loss(learner: Learner, batch: Batch, settings: TrainSettings, team: Team) -
         roles = torch.split(part, len(xyz) // 2)
         values.append(loss_of(Embedded(roles[0], roles[1], roles[2] if len(roles) > 2 else None, is_negative)))
     loss = torch.stack([value.loss for value in values]).mean()
-    if told is not None:
-        scales = small.chunk(learner.encoder.n_scales, dim=1)
-        shown = torch.cat([content(scale) for scale in scales], dim=1)
-        loss = loss + settings.content_weight * content_loss(team.gather(told[:n_own], 2), shown)
     if settings.vicreg_weight:
-        loss = loss + settings.vicreg_weight * vicreg_terms(team.gather(embeddings[:n_own], 2))
+        loss = loss + settings.vicreg_weight * vicreg_terms(team.gather(learnt[:n_own], 2))
     return LossValue(loss, torch.stack([value.active_share for value in values]).mean())
 
 

@@ -150,25 +150,6 @@ def thumbnails(windows: torch.Tensor) -> torch.Tensor:
     return torch.cat(pieces).flatten(2)
 
 
-def content(small: torch.Tensor) -> torch.Tensor:
-    """What windows show, from their thumbnails `[M, C, 64]`: float32 `[M, 2 C]`, standardised over the batch.
-
-    For each channel the root of its mean, steep where there is little of something, and its deviation: whether it is
-    all over the window or in one corner. In a style of masks that is how much of each thing there is.
-    """
-    told = torch.cat([(small.mean(dim=2) / 255).sqrt(), small.std(dim=2) / 255], dim=1)
-    return (told - told.mean(dim=0)) / told.std(dim=0).clamp_min(1e-3)
-
-
-def content_loss(told: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of what is told of windows, against what they show; 1 for knowing nothing.
-
-    The triplets alone teach to forget what near places do not share, such as how much of a small window is built up;
-    that is then gone from the embedding, though a user may ask for it.
-    """
-    return functional.mse_loss(told, shown)
-
-
 @torch.no_grad()
 def negative_pairs(
     xyz: torch.Tensor, near_m: torch.Tensor, small: torch.Tensor, least_difference: float

@@ -1,4 +1,4 @@
-"""The networks: from uint8 windows to vectors of length 1, by a ResNet of torchvision or a small one, and a head."""
+"""The networks: from uint8 windows to vectors of length 1, by a ResNet of torchvision or a small one."""
 
 import hashlib
 from dataclasses import dataclass
@@ -11,8 +11,12 @@ from torchvision.models.resnet import BasicBlock
 
 from geobacter_core.encoder.device import autocast
 from geobacter_core.encoder.settings import Architecture
+from geobacter_core.errors import EncoderError
 
-_SMALL_WIDTHS = (32, 64, 128, 160)
+_SMALL_WIDTHS = (32, 64, 128)
+_LEAST_SHARE_STD = 0.01
+_SHARES_LENGTH = 0.2
+"""Of an embedding's length 1 (squares add up): a probe finds the shares there; neighbours are chosen by the rest."""
 _CALIBRATION_BATCH = 128
 
 
@@ -25,18 +29,34 @@ class NetworkSpec:
         n_channels: C, channels of a window at one scale.
         n_scales: 2 where a wider window, the context, goes with each window; else 1.
         embedding_dim: D.
+        shares: Whether an embedding ends with what each channel covers.
     """
 
     architecture: Architecture
     n_channels: int
     n_scales: int
     embedding_dim: int
+    shares: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse too short an embedding."""
+        if min(self.part_dims) < 1:
+            raise EncoderError(
+                f"embedding_dim is {self.embedding_dim}, of which the shares of {self.n_channels} channels at "
+                f"{self.n_scales} scales take {self.n_scales * self.share_dim}. Raise embedding_dim, or set shares to "
+                "false."
+            )
+
+    @property
+    def share_dim(self) -> int:
+        """How many of the D numbers tell what the channels cover, at each scale."""
+        return 2 * self.n_channels + 1 if self.shares else 0
 
     @property
     def part_dims(self) -> list[int]:
-        """How many of the D numbers each scale has; the first scale one more where D is odd."""
-        share, rest = divmod(self.embedding_dim, self.n_scales)
-        return [share + (number < rest) for number in range(self.n_scales)]
+        """How many of the D numbers are learnt at each scale; at the first one more where they do not divide evenly."""
+        each, rest = divmod(self.embedding_dim - self.n_scales * self.share_dim, self.n_scales)
+        return [each + (number < rest) for number in range(self.n_scales)]
 
     @property
     def n_planes(self) -> int:
@@ -45,17 +65,22 @@ class NetworkSpec:
 
 
 class EncoderNetwork(nn.Module):
-    """Window to embedding: a convolutional backbone, which sees every scale with the same weights, and linear heads.
+    """Window to embedding: what a convolutional backbone has learnt, and how much each channel covers.
 
-    Each scale has a head, and an embedding is their outputs side by side, each of the same length: the cosine of two
-    embeddings is the mean of the cosines of their parts.
+    An embedding is parts side by side: for each scale one that is learnt, all of the same length, and then the shares,
+    which have so little of the length that the cosine of two embeddings is nearly the mean of those of the learnt
+    parts. The backbone sees every scale with the same weights.
 
-    He, Zhang, Ren, Sun: "Deep residual learning for image recognition" (CVPR 2016). Normalisation is part of the
-    network, so that whoever loads it gives it plain pixels.
+    He, Zhang, Ren, Sun: "Deep residual learning for image recognition" (CVPR 2016). That plain figures go past the
+    network to its output is from Cheng et al.: "Wide & deep learning for recommender systems" (DLRS 2016): what near
+    places do not share, such as how much of a small window is built up, is what triplets teach to forget.
+    Normalisation is part of the network, so that whoever loads it gives it plain pixels.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
+    share_mean: torch.Tensor
+    share_std: torch.Tensor
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
@@ -63,18 +88,26 @@ class EncoderNetwork(nn.Module):
         self.n_scales = spec.n_scales
         self.register_buffer("mean", torch.full((1, spec.n_planes, 1, 1), 127.5))
         self.register_buffer("std", torch.full((1, spec.n_planes, 1, 1), 64.0))
+        if spec.shares:
+            self.register_buffer("share_mean", torch.zeros(spec.n_scales, 2 * spec.n_channels))
+            self.register_buffer("share_std", torch.ones(spec.n_scales, 2 * spec.n_channels))
         self.backbone, width = _backbone(spec)
-        self.heads = nn.ModuleList(nn.Linear(width, dim) for dim in spec.part_dims)
+        self.heads = nn.ModuleList(_head(spec, width, dim) for dim in spec.part_dims)
 
     def set_normalisation(self, windows: torch.Tensor) -> None:
         """Take mean and standard deviation per channel from a batch of windows, uint8 `[N, S·C, H, W]`."""
         values = windows.float()
         self.mean.copy_(values.mean((0, 2, 3), keepdim=True))
         self.std.copy_(values.std((0, 2, 3), keepdim=True).clamp_min(1.0))
+        if self.spec.shares:
+            shares = torch.stack([_shares(scale) for scale in windows.chunk(self.n_scales, dim=1)])
+            self.share_mean.copy_(shares.mean(dim=1))
+            # What is rare must not drown the rest where it comes up.
+            self.share_std.copy_(shares.std(dim=1).clamp_min(_LEAST_SHARE_STD))
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         """Embed uint8 `[N, S·C, size_px, size_px]` as float32 `[N, D]`, each row of length 1."""
-        return self.embed_features(self.features(windows))
+        return self.joined(self.features(windows), windows)
 
     def features(self, windows: torch.Tensor) -> torch.Tensor:
         """The backbone's output `[N, S·F]`: nearly all of the work."""
@@ -91,17 +124,48 @@ class EncoderNetwork(nn.Module):
         features = self.backbone(scales[0] if len(scales) == 1 else torch.cat(scales))
         return torch.cat(features.chunk(self.n_scales), dim=1)
 
-    def embed_features(self, features: torch.Tensor) -> torch.Tensor:
-        """The heads: features `[N, S·F]` to embeddings, float32 `[N, D]` of length 1."""
+    def learnt(self, features: torch.Tensor) -> list[torch.Tensor]:
+        """Of features `[N, S·F]` the part of each scale, float32 `[N, spec.part_dims]` of length 1."""
         scales = features.float().chunk(self.n_scales, dim=1)
-        parts = [functional.normalize(head(scale), dim=1) for head, scale in zip(self.heads, scales, strict=True)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) / self.n_scales**0.5
+        return [
+            functional.normalize(head(scale)[:, :dim], dim=1)
+            for head, scale, dim in zip(self.heads, scales, self.spec.part_dims, strict=True)
+        ]
+
+    def joined(self, features: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+        """Embeddings of windows whose features are known, float32 `[N, D]` of length 1."""
+        learnt = side_by_side(self.learnt(features))
+        if not self.spec.shares:
+            return learnt
+        scales = zip(windows.chunk(self.n_scales, dim=1), self.share_mean, self.share_std, strict=True)
+        # The last number is the same for all before they are given length 1: from it the others can be told.
+        shares = [
+            functional.normalize(functional.pad((_shares(scale) - mean) / std, (0, 1), value=len(mean) ** 0.5), dim=1)
+            for scale, mean, std in scales
+        ]
+        return torch.cat([learnt * (1 - _SHARES_LENGTH**2) ** 0.5, side_by_side(shares) * _SHARES_LENGTH], dim=1)
+
+
+def side_by_side(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Rows of length 1, from parts whose rows have length 1."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) / len(parts) ** 0.5
+
+
+def _shares(windows: torch.Tensor) -> torch.Tensor:
+    """Of windows at one scale, uint8 `[N, C, H, W]`, mean and deviation of each channel, float32 `[N, 2 C]`, 0 to 1.
+
+    In a style of masks the mean is the share of the window that a channel covers; the deviation is steep where that is
+    small.
+    """
+    pixels = windows.flatten(2).float()
+    return torch.cat([pixels.mean(dim=2), pixels.std(dim=2, correction=0)], dim=1) / 255
 
 
 def _backbone(spec: NetworkSpec) -> tuple[nn.Module, int]:
     """The backbone and F, the length of its output."""
     if spec.architecture == "small":
-        return _small(spec.n_channels), 2 * _SMALL_WIDTHS[-1]
+        last = -(-max(spec.part_dims) // 2)
+        return _small(spec.n_channels, last), 2 * last
     resnet = getattr(torchvision.models, spec.architecture)(weights=None)
     width = int(resnet.fc.in_features)
     resnet.fc = nn.Identity()
@@ -111,6 +175,16 @@ def _backbone(spec: NetworkSpec) -> tuple[nn.Module, int]:
     return resnet, width
 
 
+def _head(spec: NetworkSpec, width: int, dim: int) -> nn.Module:
+    """From features `[N, width]` to what is learnt of a scale; what goes beyond `dim` columns is left out.
+
+    The small network has as many features as are wanted. They are brought to mean 0 and deviation 1, and that is all:
+    what lies further from the loss serves other questions better than what it is asked about (Chen et al., "A simple
+    framework for contrastive learning of visual representations", ICML 2020).
+    """
+    return nn.BatchNorm1d(width, affine=False) if spec.architecture == "small" else nn.Linear(width, dim)
+
+
 class _MeanAndMaximum(nn.Module):
     """Mean and maximum of each feature map: `[N, F, H, W]` to `[N, 2 F]`."""
 
@@ -118,8 +192,8 @@ class _MeanAndMaximum(nn.Module):
         return torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)
 
 
-def _small(n_channels: int) -> nn.Module:
-    """A ResNet with one block a stage and narrow stages: 0.7 M parameters, a sixth of ResNet-18's work.
+def _small(n_channels: int, last: int) -> nn.Module:
+    """A ResNet with one block a stage and narrow stages: about 0.5 M parameters, a sixth of ResNet-18's work.
 
     Its output is the mean of each feature over the window and the largest: one car park among houses is lost in a mean.
     """
@@ -130,7 +204,7 @@ def _small(n_channels: int) -> nn.Module:
         nn.ReLU(inplace=True),
         nn.MaxPool2d(3, stride=2, padding=1),
     ]
-    for before, width, stride in zip((first, *_SMALL_WIDTHS), _SMALL_WIDTHS, (1, 2, 2, 1), strict=False):
+    for before, width, stride in zip((first, *_SMALL_WIDTHS), (*_SMALL_WIDTHS, last), (1, 2, 2, 1), strict=True):
         shortcut: nn.Module | None = None
         if before != width or stride > 1:
             shortcut = nn.Sequential(nn.Conv2d(before, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width))
@@ -143,10 +217,14 @@ def _small(n_channels: int) -> nn.Module:
 
 
 def embed(network: EncoderNetwork, windows: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Embed windows on their device: the backbone in bfloat16 where that is fast, the head always in float32."""
+    """Embed windows on their device: the backbone in bfloat16 where that is fast, the rest always in float32."""
+    return network.joined(features_of(network, windows, device), windows)
+
+
+def features_of(network: EncoderNetwork, windows: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The backbone's output `[N, S·F]`, in bfloat16 where that is fast."""
     with autocast(device):
-        features = network.features(windows)
-    return network.embed_features(features)
+        return network.features(windows)
 
 
 def random_network(spec: NetworkSpec, seed: int) -> EncoderNetwork:
@@ -156,12 +234,20 @@ def random_network(spec: NetworkSpec, seed: int) -> EncoderNetwork:
         return EncoderNetwork(spec).to(memory_format=torch.channels_last)
 
 
+def untrained_like(network: EncoderNetwork, seed: int) -> EncoderNetwork:
+    """A network with the random weights of a seed, and the normalisation of the input of another of its kind."""
+    untrained = random_network(network.spec, seed)
+    for name, values in network.named_buffers(recurse=False):
+        untrained.get_buffer(name).copy_(values)
+    return untrained
+
+
 def calibrate(network: EncoderNetwork, windows: torch.Tensor) -> None:
     """Set the statistics of batch normalisation to those of windows, uint8 `[N, S·C, size_px, size_px]`.
 
     Random weights are a better baseline so: their features then spread as those of a trained network do.
     """
-    layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    layers = [module for module in network.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # the mean over all batches
@@ -169,7 +255,7 @@ def calibrate(network: EncoderNetwork, windows: torch.Tensor) -> None:
     with torch.no_grad():
         for batch in torch.split(windows, _CALIBRATION_BATCH):
             if len(batch) > 1:
-                network.features(batch)
+                network(batch)
     network.eval()
 
 

@@ -19,7 +19,7 @@ from mlflow.models import Model
 from geobacter_core.encoder.card import MODEL_CARD, description_of, with_evaluation
 from geobacter_core.encoder.device import best_device
 from geobacter_core.encoder.evaluate import Embeddings
-from geobacter_core.encoder.network import EncoderNetwork, embed, random_network, weights_digest
+from geobacter_core.encoder.network import EncoderNetwork, embed, random_network, untrained_like, weights_digest
 from geobacter_core.encoder.store import Store
 from geobacter_core.encoder.version import MODEL_NAME, Encoder, EncoderVersion, version_of
 from geobacter_core.errors import EncoderError, RegistryError
@@ -134,11 +134,7 @@ class Registry(Store):
 
     def load_untrained(self, version: EncoderVersion) -> Encoder:
         """The same network with the random weights that it had before training, and its normalisation of the input."""
-        trained = self._network(version)
-        network = random_network(version.spec, version.seed)
-        network.mean.copy_(trained.mean)
-        network.std.copy_(trained.std)
-        return _ready(version, network)
+        return _ready(version, untrained_like(self._network(version), version.seed))
 
     def _network(self, version: EncoderVersion) -> EncoderNetwork:
         self.make_current()

@@ -22,10 +22,14 @@ class TrainSettings(BaseModel):
     """Side of the windows in pixels, a multiple of 32."""
 
     network: Architecture = "small"
-    """The backbone: torchvision's ResNet-18, 34 or 50, or `small`, 0.7 M parameters."""
+    """The backbone: torchvision's ResNet-18, 34 or 50, or `small`, about 0.5 M parameters."""
 
-    embedding_dim: int = Field(default=128, ge=2, le=2048)
+    embedding_dim: int = Field(default=256, ge=2, le=2048)
     """D, the length of an embedding (the original's is 16)."""
+
+    shares: bool = True
+    """An embedding ends with mean and deviation of each channel: of each scale 2 C + 1 of the D numbers. The rest is
+    learnt."""
 
     loss: LossName = "infonce"
     """`margin` is the original's, `softpn` Loc2Vec's; these take negatives from the triplets. `infonce` and
@@ -40,11 +44,8 @@ class TrainSettings(BaseModel):
     vicreg_weight: float = Field(default=0.0, ge=0, le=100)
     """Weight of VICReg's variance and covariance terms, added to the loss."""
 
-    content_weight: float = Field(default=0.0, ge=0, le=100)
-    """Weight of telling from an embedding how much of each channel its windows show, added to the loss."""
-
-    projection_dim: int = Field(default=0, ge=0, le=4096)
-    """The loss sees embeddings through a perceptron of that many outputs, thrown away afterwards; 0 for none."""
+    projection_dim: int = Field(default=64, ge=0, le=4096)
+    """The loss sees what is learnt through a perceptron of that many outputs, thrown away afterwards; 0 for none."""
 
     false_negative_m: float | None = Field(default=None, ge=0, le=50_000)
     """Places nearer than this to each other are no negatives of each other (in-batch losses); by default the distance

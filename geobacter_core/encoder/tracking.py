@@ -14,7 +14,7 @@ from geobacter_core.encoder.card import CardFacts, RegionFacts, model_card
 from geobacter_core.encoder.data import RegionData, WindowSpec, check_regions
 from geobacter_core.encoder.evaluate import Examples
 from geobacter_core.encoder.journal import RunLog
-from geobacter_core.encoder.network import NetworkSpec, random_network, weights_digest
+from geobacter_core.encoder.network import untrained_like, weights_digest
 from geobacter_core.encoder.outcomes import measure
 from geobacter_core.encoder.registry import Registry
 from geobacter_core.encoder.settings import TrainSettings
@@ -91,10 +91,7 @@ def card_facts(
     run_id: str, regions: Sequence[RegionData], settings: TrainSettings, windows: WindowSpec, trained: Trained
 ) -> CardFacts:
     """What the model card is written from; the scores per region are measured here."""
-    spec = NetworkSpec(settings.network, windows.n_channels, windows.n_scales, settings.embedding_dim)
-    untrained = random_network(spec, settings.seed)
-    untrained.mean.copy_(trained.network.mean)
-    untrained.std.copy_(trained.network.std)
+    untrained = untrained_like(trained.network, settings.seed)
     ours, theirs = (
         measure(trained.test, encode_with(network, _CPU), len(regions)) for network in (trained.network, untrained)
     )

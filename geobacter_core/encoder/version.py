@@ -36,6 +36,7 @@ class EncoderVersion:
         style_version: Version of the style.
         network: Name of the backbone.
         context_m: Side in ground metres of the wider window that goes with each window, if there is one.
+        shares: Whether an embedding ends with what each channel covers.
     """
 
     version: int
@@ -52,6 +53,7 @@ class EncoderVersion:
     style_version: str = "1"
     network: Architecture = "resnet18"
     context_m: float | None = None
+    shares: bool = False
 
     @property
     def style_label(self) -> str:
@@ -71,7 +73,7 @@ class EncoderVersion:
     @property
     def spec(self) -> NetworkSpec:
         """What its network is built from."""
-        return NetworkSpec(self.network, self.n_channels, self.n_scales, self.embedding_dim)
+        return NetworkSpec(self.network, self.n_channels, self.n_scales, self.embedding_dim, self.shares)
 
     @property
     def window(self) -> tuple[float, float | None, int]:
@@ -114,6 +116,7 @@ def tags_of(trained: Trained, windows: WindowSpec, settings: TrainSettings) -> d
         "n_channels": str(windows.n_channels),
         "network": settings.network,
         "embedding_dim": str(settings.embedding_dim),
+        "shares": "yes" if settings.shares else "",
         "seed": str(settings.seed),
         "test_triplet_accuracy": f"{trained.scores.triplet_accuracy:.4f}",
         "random_triplet_accuracy": f"{trained.random.triplet_accuracy:.4f}",
@@ -142,6 +145,7 @@ def version_of(number: int, run_id: str, tags: Mapping[str, str]) -> EncoderVers
             style_version=tags.get("style_version", "1"),
             network=_architecture(tags.get("network", "resnet18")),
             context_m=float(tags["context_m"]) if tags.get("context_m") else None,
+            shares=tags.get("shares") == "yes",
         )
     except KeyError as missing:
         wrong = f"has no tag {missing}"

@@ -1,7 +1,7 @@
 """Representations of places that are compared: encoders, random weights, and what can be had without any network."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -53,13 +53,15 @@ class Subject:
 def random_weights(spec: NetworkSpec, like: Subject, seed: int, windows: torch.Tensor) -> Subject:
     """The network of an encoder, never trained: its input and its layers are normalised by some windows.
 
+    Without the shares of channels, which are learnt by nobody and are a baseline of their own.
+
     Args:
         spec: Of the network.
         like: The encoder whose windows it takes.
         seed: Of the weights.
         windows: uint8 `[N, S·C, size_px, size_px]`, a few hundred or more.
     """
-    network = random_network(spec, seed)
+    network = random_network(replace(spec, embedding_dim=sum(spec.part_dims), shares=False), seed)
     network.set_normalisation(windows)
     calibrate(network, windows)
     device = best_device()

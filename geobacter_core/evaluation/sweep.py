@@ -33,7 +33,7 @@ from geobacter_core.osm.extract import load_extract
 from geobacter_core.regions import Region
 from geobacter_core.samples.settings import SampleSettings
 from geobacter_core.samples.triplets import build_triplets
-from geobacter_core.settings import Settings
+from geobacter_core.settings import DEFAULT_STYLE, Settings
 from geobacter_core.tiles.cache import MANIFEST, open_cache
 from geobacter_core.tiles.region import build_region
 
@@ -47,8 +47,8 @@ ORIGINAL: dict[str, Value] = {
     "near": "disc",
     "network": "resnet50",
     "embedding_dim": 16,
+    "shares": False,
     "projection_dim": 0,
-    "content_weight": 0.0,
     "loss": "margin",
     "margin": 1.5,
     "vicreg_weight": 0.0,
@@ -73,7 +73,7 @@ class Choice(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    style: str = "carto"
+    style: str = DEFAULT_STYLE
     samples: SampleSettings = SampleSettings()
     train: TrainSettings = TrainSettings()
 

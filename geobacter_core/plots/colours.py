@@ -34,12 +34,18 @@ _THEMES = (
     Theme(("forest", "wood", "nature"), (116, 168, 104)),
     Theme(("water", "sea"), (104, 172, 218)),
     Theme(("building",), (164, 150, 142)),
+    Theme(("houses",), (110, 92, 82)),
+    Theme(("walls", "fence"), (120, 120, 112), 0.8),
     Theme(("amenit", "shop", "food"), (196, 52, 128), 0.5),
     Theme(("path", "track", "foot"), (178, 112, 66), 0.75),
-    Theme(("minor", "street", "parking"), (230, 180, 56), 0.9),
+    Theme(("pedestrian",), (226, 150, 132), 0.75),
+    Theme(("service",), (244, 214, 130), 0.9),
+    Theme(("minor", "streets", "parking"), (230, 180, 56), 0.9),
     Theme(("main", "road", "highway"), (232, 122, 46)),
     Theme(("motorway", "trunk"), (198, 36, 58)),
     Theme(("rail", "tram"), (50, 54, 72), 0.9),
+    Theme(("street details",), (240, 84, 20), 0.6),
+    Theme(("power",), (92, 64, 150), 0.6),
 )
 """From the ground up: a road is painted over the land on which it lies."""
 _LAB_TO_LMS = np.array(

@@ -12,16 +12,20 @@ import dataclasses
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from geobacter_core.encoder.data import RegionData, check_regions
 from geobacter_core.encoder.device import best_device
 from geobacter_core.encoder.train import encode_with, train
-from geobacter_core.evaluation.evaluate import evaluate
-from geobacter_core.evaluation.questions import GIVEN, questions
-from geobacter_core.evaluation.representations import Subject, random_weights
+from geobacter_core.evaluation.evaluate import evaluate, folds_for
+from geobacter_core.evaluation.probes import probe
+from geobacter_core.evaluation.questions import GIVEN, Questions, questions
+from geobacter_core.evaluation.representations import Subject, embeddings_of, random_weights
+from geobacter_core.evaluation.results import Result
 from geobacter_core.evaluation.settings import EvaluationSettings
 from geobacter_core.evaluation.store import summary
 from geobacter_core.evaluation.sweep import ORIGINAL, Choice
@@ -66,6 +70,22 @@ def trained(settings: Settings, region: Region, name: str, choice: Choice) -> li
     return [subject, random_weights(done.network.spec, subject, choice.train.seed, windows)]
 
 
+def asked(settings: Settings, region: Region, style: str) -> Iterator[Questions]:
+    """The labels, with tiles in a style."""
+    found = questions(dataclasses.replace(settings, style=style), region, EvaluationSettings())
+    return (part for part in found if part.source == GIVEN)
+
+
+def probed(subject: Subject, part: Questions, extent_m: float, settings: EvaluationSettings) -> Iterator[Result]:
+    """What an encoder of another style scores on the folds of one whose widest window has that side."""
+    folds, embeddings = folds_for(part.places, extent_m, settings.seed), embeddings_of(subject, part)
+    for label in part.labels:
+        for model in ("ridge", "forest"):
+            score = probe(embeddings, label, folds, model, settings.seed)
+            spread = float(np.std(score.fold_scores))
+            yield Result(part.source, label.name, score.metric, subject.name, model, score.score, spread, score.n)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -84,10 +104,12 @@ def main() -> None:
         settings = Settings(Path(folder), Path(folder) / "regions.toml", "", default.style)
         build(settings, region, {default.style, original.style})
         subjects = trained(settings, region, "default encoder", default)
+        evaluated = EvaluationSettings(seed=options.seed)
+        evaluation = evaluate(region.name, subjects, asked(settings, region, default.style), evaluated)
         if not options.skip_original:
-            subjects.append(trained(settings, region, "original's recipe", original)[0])
-        asked = (part for part in questions(settings, region, EvaluationSettings()) if part.source == GIVEN)
-        evaluation = evaluate(region.name, subjects, asked, EvaluationSettings(seed=options.seed))
+            (subject, _) = trained(settings, region, "original's recipe", original)
+            for part in asked(settings, region, original.style):
+                evaluation.results += probed(subject, part, subjects[0].extent_m, evaluated)
     print(summary(evaluation))
 
 

@@ -414,6 +414,26 @@ def test_a_cache_of_twelve_channels_is_as_the_contract_says(cache, thematic, hel
         np.testing.assert_array_equal(strip.swapaxes(0, 1).reshape(wanted.shape), wanted)
 
 
+# The detailed style
+
+
+def test_the_detailed_style_tells_apart_what_the_thematic_one_does_not(thematic, features):
+    detailed = load_style("detailed")
+    assert len(set(detailed.channels)) == 18
+    assert set(thematic.channels) - set(detailed.channels) == {"minor roads and parking"}
+    assert len({theme_of(name, index).colour for index, name in enumerate(detailed.channels)}) == 18
+    masks = dict(zip(detailed.channels, np.moveaxis(pixels_of(detailed, features), -1, 0), strict=True))
+    assert [name for name, mask in masks.items() if not mask.any()] == ["motorways and trunks"]
+    # A dot for each building: on it, and covering far less.
+    houses, buildings = masks["houses counted"] > 0, masks["buildings"] > 0
+    assert (houses & buildings).sum() > 0.8 * houses.sum()
+    assert 5 * houses.sum() < buildings.sum()
+    # Rautatientori is a square for people on foot.
+    x, y = (int(axis[0]) % CHUNK_PX for axis in lonlat_to_pixel(np.array([24.9437]), np.array([60.1714])))
+    assert masks["pedestrian ways"][y, x] == 255
+    assert masks["paths and tracks"][y, x] == 0
+
+
 # Pictures
 
 

@@ -28,7 +28,7 @@ def colours(windows):
     pixels = np.asarray(windows, dtype=np.float32)
     n, channels, side, _ = pixels.shape
     quarters = pixels.reshape(n, channels, 2, side // 2, 2, side // 2).mean(axis=(3, 5)).reshape(n, -1)
-    quarters = np.concatenate([quarters, np.ones((n, 16 - quarters.shape[1]), np.float32)], axis=1)
+    quarters = np.concatenate([quarters, np.ones((n, 32 - quarters.shape[1]), np.float32)], axis=1)
     return (quarters / np.linalg.norm(quarters, axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -67,7 +67,7 @@ def test_the_registered_encoders_tables_are_byte_for_byte_the_same(helsinki, reg
         assert result.n_cells == 144
     assert paths[0].read_bytes() == paths[1].read_bytes()
     embeddings = read_table(paths[0]).embeddings
-    assert embeddings.shape == (144, 16)
+    assert embeddings.shape == (144, 32)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1.0, atol=1e-6)
     some = read_table(paths[0])
     windows = WindowReader(helsinki.cache, 200.0, 32).windows(some.lon[:3], some.lat[:3])
@@ -87,7 +87,7 @@ def test_the_table_is_geoparquet_by_the_contract(table, helsinki, registration):
         assert polygon.contains(shapely.Point(lon, lat))
     vectors = np.stack(frame["embedding"])
     assert vectors.dtype == np.float32
-    assert vectors.shape == (144, 16)
+    assert vectors.shape == (144, 32)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
     assert set(frame["encoder"]) == {registration.version.name}
     assert set(frame["style"]) == {f"carto/{helsinki.style.version}"}
@@ -98,7 +98,7 @@ def test_the_table_is_geoparquet_by_the_contract(table, helsinki, registration):
 def test_the_embedding_is_a_list_of_fixed_size(table):
     schema = pq.read_schema(table.path)
     assert pa.types.is_fixed_size_list(schema.field("embedding").type)
-    assert schema.field("embedding").type.list_size == 16
+    assert schema.field("embedding").type.list_size == 32
     assert schema.field("embedding").type.value_type == pa.float32()
     assert not any(field.nullable for field in schema)
 

@@ -207,6 +207,11 @@ def twin(registry, registration):
         registry.client.delete_model_version("geobacter", number)
 
 
+def test_weights_of_a_network_that_was_another_are_refused_with_what_to_do(registry, twin):
+    with pytest.raises(EncoderError, match=r"an earlier Geobacter made it.*Take its alias away in MLflow and train"):
+        registry.load(twin(embedding_dim="64"))
+
+
 def test_there_is_no_champion_before_one_is_promoted(registry, registration):
     with pytest.raises(RegistryError, match=r"has no geobacter@champion. Materialise location_encoder"):
         registry.champion()

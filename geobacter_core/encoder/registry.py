@@ -147,7 +147,14 @@ class Registry(Store):
             )
         # The exported graph is for everyone; it is bound to its device and to float32, which the network is not.
         network = random_network(version.spec, version.seed)
-        network.load_state_dict(module.state_dict())
+        try:
+            network.load_state_dict(module.state_dict())
+        except RuntimeError:
+            raise EncoderError(
+                f"Encoder {version.name}: an earlier Geobacter made it, whose '{version.network}' network was another. "
+                "Take its alias away in MLflow and train a new one; the old one can still be had by "
+                "mlflow.pytorch.load_model."
+            ) from None
         return network
 
     def add(self, run_id: str, folder: Path, tags: Mapping[str, str], card: str) -> EncoderVersion:

@@ -28,8 +28,9 @@ sweep: .venv/installed $(DAGSTER_HOME)/dagster.yaml
 dev: .venv/installed $(DAGSTER_HOME)/dagster.yaml
 	@$(BIN)/python -m geobacter_pipeline.dev
 
+# One process a core, each of one thread.
 test: .venv/installed
-	$(BIN)/pytest -m "not tileserver"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not tileserver" -n auto --dist worksteal
 
 # PostgreSQL, osm2pgsql, renderd and mod_tile from Debian's packages, started by the tests; skipped where they cannot be had.
 test-tileserver: .venv/installed

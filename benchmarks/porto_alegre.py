@@ -15,20 +15,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from geobacter_core.encoder.data import RegionData, check_regions
 from geobacter_core.encoder.device import best_device
 from geobacter_core.encoder.train import encode_with, train
-from geobacter_core.evaluation.evaluate import evaluate, folds_for
-from geobacter_core.evaluation.probes import probe
+from geobacter_core.evaluation.evaluate import evaluate, folds_for, probed
 from geobacter_core.evaluation.questions import GIVEN, Questions, questions
 from geobacter_core.evaluation.representations import Subject, embeddings_of, random_weights
-from geobacter_core.evaluation.results import Result
 from geobacter_core.evaluation.settings import EvaluationSettings
 from geobacter_core.evaluation.store import summary
-from geobacter_core.evaluation.sweep import ORIGINAL, Choice
+from geobacter_core.evaluation.sweep import Choice, read_plan
 from geobacter_core.osm.extract import fetch_extract, load_extract
 from geobacter_core.osm.features import build_features
 from geobacter_core.regions import Region
@@ -76,16 +73,6 @@ def asked(settings: Settings, region: Region, style: str) -> Iterator[Questions]
     return (part for part in found if part.source == GIVEN)
 
 
-def probed(subject: Subject, part: Questions, extent_m: float, settings: EvaluationSettings) -> Iterator[Result]:
-    """What an encoder of another style scores on the folds of one whose widest window has that side."""
-    folds, embeddings = folds_for(part.places, extent_m, settings.seed), embeddings_of(subject, part)
-    for label in part.labels:
-        for model in ("ridge", "forest"):
-            score = probe(embeddings, label, folds, model, settings.seed)
-            spread = float(np.std(score.fold_scores))
-            yield Result(part.source, label.name, score.metric, subject.name, model, score.score, spread, score.n)
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -99,7 +86,8 @@ def main() -> None:
         name="labelled", extract=str(options.extract.resolve()), labels=str(options.labels.resolve()), train=True
     )
     budget = {"max_seconds": options.seconds, "seed": options.seed}
-    default, original = Choice().changed(budget), Choice().changed({**ORIGINAL, **budget})
+    recipe = read_plan("").others["original"]
+    default, original = Choice().changed(budget), Choice().changed({**recipe, **budget, "max_steps": None})
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(Path(folder), Path(folder) / "regions.toml", "", default.style)
         build(settings, region, {default.style, original.style})
@@ -109,7 +97,8 @@ def main() -> None:
         if not options.skip_original:
             (subject, _) = trained(settings, region, "original's recipe", original)
             for part in asked(settings, region, original.style):
-                evaluation.results += probed(subject, part, subjects[0].extent_m, evaluated)
+                folds = folds_for(part.places, subjects[0].extent_m, evaluated.seed)
+                evaluation.results += probed({subject.name: embeddings_of(subject, part)}, part, folds, evaluated)
     print(summary(evaluation))
 
 

@@ -508,7 +508,7 @@ def test_coverage_counts_what_each_channel_takes(geobacter, helsinki):
     channels, untaken = map(rows, result.stdout.split("\n\n"))
     label = next(iter(channels[0]))
     by_name = {row.pop(label): {key: value.replace(",", "") for key, value in row.items()} for row in channels}
-    assert (label.partition("/")[0], len(by_name)) == ("thematic", 14)
+    assert (label.partition("/")[0], len(by_name)) == ("detailed", 20)
     counts = helsinki.features.counts
     n_objects = counts["points"] + counts["lines"] + counts["polygons"]
     assert by_name["all"] == {

@@ -180,10 +180,7 @@ def test_the_table_and_the_rule_say_the_numbers():
 def regions(helsinki, tmp_path_factory):
     """Helsinki with 1,500 triplets, of which some 200 are for testing."""
     path = tmp_path_factory.mktemp("gate") / "triplets.parquet"
-    extract, settings = (
-        helsinki.extract,
-        SampleSettings(sample_count=1500, size_m=200, context_m=0),
-    )
+    extract, settings = helsinki.extract, SampleSettings(sample_count=1500, size_m=200, context_m=0)
     triplets = build_triplets(path, helsinki.cache, extract.box, extract.ground, settings)
     return [RegionData("helsinki", triplets, helsinki.cache)]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from geobacter_core.errors import EvaluationError
-from geobacter_core.evaluation.sweep import LOC2VEC, ORIGINAL, Choice, Sweep, SweepPlan, Trial, table
+from geobacter_core.evaluation.sweep import Choice, Sweep, SweepPlan, Trial, read_plan, table
 
 BASE = {
     "style": "carto", "network": "small", "shares": False, "size_px": 32, "size_m": 100.0, "sample_count": 120,
@@ -57,7 +57,8 @@ def test_a_choice_takes_changes_by_name_and_refuses_what_is_none() -> None:
 
 
 def test_the_recipes_of_the_forerunners_are_theirs() -> None:
-    original, loc2vec = Choice().changed(ORIGINAL), Choice().changed(LOC2VEC)
+    others = read_plan("").others
+    original, loc2vec = Choice().changed(others["original"]), Choice().changed(others["loc2vec"])
     assert (original.train.network, original.train.embedding_dim, original.train.loss) == ("resnet50", 16, "margin")
     assert (original.samples.size_m, original.samples.distance_m, original.train.margin) == (200.0, 500.0, 1.5)
     assert (loc2vec.style, loc2vec.samples.near, loc2vec.train.loss) == ("thematic", "overlap", "softpn")

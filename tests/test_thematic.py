@@ -424,6 +424,9 @@ def test_the_detailed_style_tells_apart_what_the_thematic_one_does_not(thematic,
     assert len({theme_of(name, index).colour for index, name in enumerate(detailed.channels)}) == 18
     masks = dict(zip(detailed.channels, np.moveaxis(pixels_of(detailed, features), -1, 0), strict=True))
     assert [name for name, mask in masks.items() if not mask.any()] == ["motorways and trunks"]
+    # What is called alike is alike.
+    twelve = dict(zip(thematic.channels, np.moveaxis(pixels_of(thematic, features), -1, 0), strict=True))
+    assert [name for name in twelve if name in masks and (masks[name] != twelve[name]).any()] == ["paths and tracks"]
     # A dot for each building: on it, and covering far less.
     houses, buildings = masks["houses counted"] > 0, masks["buildings"] > 0
     assert (houses & buildings).sum() > 0.8 * houses.sum()

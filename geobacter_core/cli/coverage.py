@@ -5,12 +5,12 @@ from typing import Annotated
 import typer
 
 from geobacter_core.cli.common import RegionName, known_region, table
-from geobacter_core.settings import Settings
+from geobacter_core.settings import DEFAULT_STYLE, Settings
 
 
 def coverage(
     region: RegionName,
-    style: Annotated[str, typer.Option(metavar="NAME", help="A style of thematic channels.")] = "thematic",
+    style: Annotated[str, typer.Option(metavar="NAME", help="A style of thematic channels.")] = DEFAULT_STYLE,
     n_tags: Annotated[
         int, typer.Option("--tags", min=0, max=1000, metavar="N", help="Tags to list of what no channel takes.")
     ] = 20,

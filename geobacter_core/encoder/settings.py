@@ -22,7 +22,7 @@ class TrainSettings(BaseModel):
     """Side of the windows in pixels, a multiple of 32."""
 
     network: Architecture = "small"
-    """The backbone: torchvision's ResNet-18, 34 or 50, or `small`, about 0.5 M parameters."""
+    """The backbone: torchvision's ResNet-18, 34 or 50, or `small`, about 0.4 M parameters."""
 
     embedding_dim: int = Field(default=256, ge=2, le=2048)
     """D, the length of an embedding (the original's is 16)."""

@@ -103,7 +103,7 @@ def evaluate(
         found = representations(subjects, part, settings.seed)
         # BLAS threads cost more than they bring at these sizes.
         with threadpool_limits(1, "blas"):
-            evaluation.results += list(_probed(found, part, folds, settings))
+            evaluation.results += list(probed(found, part, folds, settings))
             _describe(evaluation, found, part, subjects)
             if settings.curve_seeds and part.source == GIVEN:
                 evaluation.curves += [_curve(found, label, folds, subjects[0].name, settings) for label in part.labels]
@@ -126,9 +126,10 @@ def folds_for(places: Places, extent_m: float, seed: int) -> Folds:
     return blocked_folds(places, min(extent_m, side_m * _BUFFER_SHARE), seed)
 
 
-def _probed(
+def probed(
     found: Mapping[str, Matrix], asked: Questions, folds: Folds, settings: EvaluationSettings
 ) -> Iterator[Result]:
+    """What each representation `[N, D]`, by name, scores on each question."""
     models: tuple[ProbeModel, ...] = ("ridge", "forest") if settings.forest else ("ridge",)
     for label in asked.labels:
         for name, features in found.items():

@@ -1,6 +1,6 @@
 """Representations of places that are compared: encoders, random weights, and what can be had without any network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from geobacter_core.evaluation.ridge import Matrix
 from geobacter_core.evaluation.srai_embedders import srai_baselines
 from geobacter_core.evaluation.tags import coordinates, tag_counts
 from geobacter_core.tiles.cache import TileCache
+from geobacter_core.tiles.source import Pixels
 from geobacter_core.tiles.window import WindowReader
 
 RANDOM = "random weights"
@@ -78,20 +79,20 @@ def some_windows(subject: Subject, cache: TileCache, places: Places, n: int = 10
 
 def embeddings_of(subject: Subject, asked: Questions) -> Matrix:
     """A subject's embeddings of the places that are asked about, float32 `[N, D]`."""
+    return np.concatenate([subject.encode(torch.from_numpy(windows)) for windows in _windows(subject, asked)])
+
+
+def _windows(subject: Subject, asked: Questions) -> Iterator[Pixels]:
+    """A subject's windows of the places that are asked about, a few at a time, uint8 `[≤ n, S·C, size_px, size_px]`."""
     reader = WindowReader(asked.cache, subject.size_m, subject.size_px, subject.context_m)
-    parts = []
     for begin in range(0, len(asked.places), _SLICE):
         part = slice(begin, begin + _SLICE)
-        windows = reader.windows(asked.places.lon[part], asked.places.lat[part])
-        parts.append(subject.encode(torch.from_numpy(windows)))
-    return np.concatenate(parts)
+        yield reader.windows(asked.places.lon[part], asked.places.lat[part])
 
 
 def representations(subjects: Sequence[Subject], asked: Questions, seed: int) -> Mapping[str, Matrix]:
     """Every representation of the places that are asked about, by name, subjects first."""
-    first = subjects[0]
-    reader = WindowReader(asked.cache, first.size_m, first.size_px, first.context_m)
-    windows = reader.windows(asked.places.lon, asked.places.lat)
+    windows = np.concatenate(list(_windows(subjects[0], asked)))
     scales = np.split(windows, windows.shape[1] // asked.cache.n_channels, axis=1)
     counts, _ = tag_counts(asked.features, asked.cells, asked.hidden)
     return {

@@ -39,32 +39,6 @@ from geobacter_core.tiles.region import build_region
 
 Value = str | int | float | bool | None
 
-ORIGINAL: dict[str, Value] = {
-    "style": "carto",
-    "size_m": 200.0,
-    "context_m": 0.0,
-    "distance_m": 500.0,
-    "near": "disc",
-    "network": "resnet50",
-    "embedding_dim": 16,
-    "shares": False,
-    "projection_dim": 0,
-    "loss": "margin",
-    "margin": 1.5,
-    "vicreg_weight": 0.0,
-    "channel_dropout": 0.0,
-}
-"""The recipe of the first Geobacter, as changes from whatever is the default."""
-
-LOC2VEC: dict[str, Value] = {
-    **ORIGINAL,
-    "style": "thematic",
-    "near": "overlap",
-    "distance_m": 100.0,
-    "network": "resnet18",
-    "loss": "softpn",
-}
-"""The recipe of sentiance's Loc2Vec (2018), with a ResNet for its own network."""
 _log = logging.getLogger(__name__)
 
 

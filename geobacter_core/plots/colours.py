@@ -40,7 +40,7 @@ _THEMES = (
     Theme(("path", "track", "foot"), (178, 112, 66), 0.75),
     Theme(("pedestrian",), (226, 150, 132), 0.75),
     Theme(("service",), (244, 214, 130), 0.9),
-    Theme(("minor", "streets", "parking"), (230, 180, 56), 0.9),
+    Theme(("minor", "street", "parking"), (230, 180, 56), 0.9),
     Theme(("main", "road", "highway"), (232, 122, 46)),
     Theme(("motorway", "trunk"), (198, 36, 58)),
     Theme(("rail", "tram"), (50, 54, 72), 0.9),
@@ -87,11 +87,11 @@ def to_rgb(pixels: Pixels, channels: Sequence[str]) -> Pixels:
 
 
 def theme_of(name: str, index: int) -> Theme:
-    """The theme whose word comes first in a channel's name; where none does, one of a row of distinct hues."""
-    places = [(name.lower().find(word), theme) for theme in _THEMES for word in theme.words]
-    found = [(place, theme) for place, theme in places if place >= 0]
+    """The theme whose word comes first in a channel's name, of two the longer; else one of a row of distinct hues."""
+    places = [(name.lower().find(word), -len(word), theme) for theme in _THEMES for word in theme.words]
+    found = [place for place in places if place[0] >= 0]
     if found:
-        return min(found, key=lambda pair: pair[0])[1]
+        return min(found, key=lambda place: place[:2])[2]
     angle = index * math.pi * (3 - math.sqrt(5))
     red, green, blue = oklab_to_rgb(np.array([[0.62, 0.13 * math.cos(angle), 0.13 * math.sin(angle)]]))[0]
     return Theme((), (int(red), int(green), int(blue)))

@@ -81,26 +81,28 @@ def test_each_scale_has_its_own_part_of_an_embedding():
 
 
 def test_an_embedding_ends_with_the_shares_of_its_channels():
-    """Of each scale mean and deviation of each channel, told from the rest of it by the last number of all."""
-    spec = NetworkSpec("small", 2, 2, 16, shares=True)
-    assert (spec.share_dim, spec.part_dims) == (5, [3, 3])
+    """Mean and deviation of each channel at each scale and in its middle, as logarithms where they are large."""
+    spec = NetworkSpec("small", 2, 2, 24, shares=True)
+    assert (spec.share_dim, spec.part_dims) == (16, [4, 4])
     network = random_network(spec, seed=1).eval()
     windows = noise(64, 4) // torch.arange(1, 65)[:, None, None, None]
     network.set_normalisation(windows)
     with torch.inference_mode():
-        embeddings = network(windows)
-    torch.testing.assert_close(embeddings.square().sum(dim=1), torch.ones(64))
-    parts = embeddings[:, 6:].reshape(64, 2, 5)
-    torch.testing.assert_close(parts.square().sum(dim=2), torch.full((64, 2), 0.02))
-    pixels = windows.numpy().reshape(64, 2, 2, -1) / 255
-    shares = np.concatenate([pixels.mean(axis=3), pixels.std(axis=3)], axis=2)
+        embeddings = network(windows).numpy()
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-6)
+    pixels = windows.numpy() / 255
+    parts = [pixels, pixels[..., 8:24, 8:24]]
+    shares = np.concatenate([made for part in parts for made in (part.mean((2, 3)), part.std((2, 3)))], axis=1)
+    shares = np.arcsinh(shares / 0.02)
     expected = (shares - shares.mean(axis=0)) / shares.std(axis=0, ddof=1)
-    np.testing.assert_allclose(2 * parts[..., :4] / parts[..., 4:], expected, atol=1e-4)
+    learnt = np.linalg.norm(embeddings[:, :8], axis=1, keepdims=True) / 0.96**0.5
+    np.testing.assert_allclose(embeddings[:, 8:] / learnt * 16**0.5 / 0.2, expected, atol=1e-3)
+    assert np.square(embeddings[:, 8:]).sum(axis=1).mean() == pytest.approx(0.04, abs=0.01)
 
 
 def test_an_embedding_too_short_for_its_shares_is_refused():
     with pytest.raises(
-        EncoderError, match=r"embedding_dim is 16, of which the shares of 12 channels at 2 scales take 50"
+        EncoderError, match=r"embedding_dim is 16, of which the shares of 12 channels at 2 scales take 96"
     ):
         NetworkSpec("small", 12, 2, 16, shares=True)
 

@@ -28,8 +28,8 @@ class TrainSettings(BaseModel):
     """D, the length of an embedding (the original's is 16)."""
 
     shares: bool = True
-    """An embedding ends with mean and deviation of each channel: of each scale 2 C + 1 of the D numbers. The rest is
-    learnt."""
+    """An embedding ends with mean and deviation of each channel, at each of S scales and in its middle: 4 S C of the D
+    numbers. The rest is learnt."""
 
     loss: LossName = "infonce"
     """`margin` is the original's, `softpn` Loc2Vec's; these take negatives from the triplets. `infonce` and

@@ -32,7 +32,7 @@ from geobacter_core.encoder.settings import TrainSettings
 from geobacter_core.errors import EncoderError
 from geobacter_core.files import digest_of
 
-VERSION = "5"
+VERSION = "6"
 """Raise when the same samples and settings would give another encoder."""
 
 _TIMED_STEPS = 12

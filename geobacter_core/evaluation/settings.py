@@ -8,7 +8,7 @@ class EvaluationSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    n_places: int = Field(default=3000, ge=200, le=100_000)
+    n_places: int = Field(default=8000, ge=200, le=100_000)
     """Cells of a region that hidden semantics are asked about, at most; drawn at random."""
 
     forest: bool = True

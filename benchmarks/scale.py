@@ -30,10 +30,13 @@ from typing import Any
 # own, so that the one that starts the stages must be small.
 
 LIECHTENSTEIN = Path(__file__).parents[2] / "shared/osm/liechtenstein/li_2024-03-04_seq3988.osm.pbf"
-STAGES = ("fetch_extract", "map_features", "tile_cache")
+STAGES = ("fetch_extract", "map_features", "tile_cache", "triplet_samples", "training")
 START = 0
 REPEATS = {START: 3, 1: 3, 4: 2}
 """Short runs are repeated and the fastest counts: a moment of a busy machine would bend the fit."""
+N_STEPS = 20
+WINDOW_MEMORY_MB = 256
+"""Of a training: room for few of the larger regions' chunks."""
 _ID_BITS = 16
 
 
@@ -152,9 +155,27 @@ def run_stage(stage: str, data: Path, style: str) -> str:
         extract, pbf = load_extract(settings.extract_folder(region.name))
         features = build_features(extract, pbf, all_keys(), settings.features_folder(region.name))
         return f"{sum(features.counts.values()):,} features"
-    from geobacter_core.tiles.region import build_region
+    if stage == "tile_cache":
+        from geobacter_core.tiles.region import build_region
 
-    return f"{len(build_region(settings, region, style).manifest.chunks):,} chunks"
+        return f"{len(build_region(settings, region, style).manifest.chunks):,} chunks"
+    from geobacter_core.samples.triplets import load_triplets
+    from geobacter_core.tiles.cache import TileCache
+
+    cache, path = TileCache(settings.tiles_folder(region.name, style)), settings.triplets_file(region.name)
+    if stage == "triplet_samples":
+        from geobacter_core.samples.settings import SampleSettings
+        from geobacter_core.samples.triplets import build_triplets
+
+        extract, _ = load_extract(settings.extract_folder(region.name))
+        triplets = build_triplets(path, cache, extract.box, extract.ground, SampleSettings())
+        return f"{len(triplets.table):,} triplets"
+    from geobacter_core.encoder.data import RegionData
+    from geobacter_core.encoder.settings import TrainSettings
+    from geobacter_core.encoder.train import train
+
+    limits = TrainSettings(max_steps=N_STEPS, window_memory_mb=WINDOW_MEMORY_MB)
+    return f"{train([RegionData(region.name, load_triplets(path), cache)], limits).n_steps} steps"
 
 
 def measure(stage: str, data: Path, style: str) -> dict[str, Any]:

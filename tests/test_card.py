@@ -42,6 +42,7 @@ def facts(**changes):
         size_px=64,
         network="resnet18",
         embedding_dim=64,
+        learnt_dim=64,
         loss="infonce",
         settings={name: str(value) for name, value in TrainSettings().model_dump().items()},
         n_steps=4_321,
@@ -94,6 +95,14 @@ def test_the_window_of_the_card_is_that_of_the_model():
     wider = model_card(facts(context_m=800.0))
     assert "with a wider window of 800 m around it" in wider
     assert "uint8 [N, 6, 64, 64]" in section(wider, "How to load")
+
+
+def test_the_card_tells_what_is_learnt_from_what_is_counted():
+    assert "Turns a place into 64 numbers." in model_card(facts())
+    assert "are learnt so" not in model_card(facts())
+    assert "40 of the numbers are learnt so; the last 24 say how much each channel covers" in model_card(
+        facts(learnt_dim=40)
+    )
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -28,7 +28,7 @@ _LOSSES: dict[LossName, str] = {
     "multi_similarity": "multi-similarity loss (Wang, Han, Huang, Dong, Scott, CVPR 2019)",
 }
 _NETWORKS: dict[Architecture, str] = {
-    "small": "a small residual network of 0.6 M parameters (after He, Zhang, Ren, Sun, CVPR 2016)",
+    "small": "a small residual network of about 0.4 M parameters (after He, Zhang, Ren, Sun, CVPR 2016)",
     "resnet18": "ResNet-18 (He, Zhang, Ren, Sun: Deep residual learning for image recognition, CVPR 2016)",
     "resnet34": "ResNet-34 (He, Zhang, Ren, Sun: Deep residual learning for image recognition, CVPR 2016)",
     "resnet50": "ResNet-50 (He, Zhang, Ren, Sun: Deep residual learning for image recognition, CVPR 2016)",
@@ -87,6 +87,7 @@ class CardFacts:
         size_px: Side of both in pixels.
         network: Backbone.
         embedding_dim: D.
+        learnt_dim: How many of the D numbers are learnt; the others are the channels' mean and deviation.
         loss: By name.
         settings: Every setting of the training, as text.
         n_steps: Steps that were trained.
@@ -103,6 +104,7 @@ class CardFacts:
     size_px: int
     network: Architecture
     embedding_dim: int
+    learnt_dim: int
     loss: LossName
     settings: Mapping[str, str]
     n_steps: int
@@ -143,7 +145,7 @@ def _summary(facts: CardFacts) -> str:
 
 Turns a place into {facts.embedding_dim} numbers. It sees a window of {facts.size_m:g} m of ground{context} drawn from
 OpenStreetMap in the style {facts.style}, and was trained, without labels, on the rule that near places are more related
-than distant ones (Tobler 1970; Jean et al.: Tile2Vec, AAAI 2019). Trained on: {names}.
+than distant ones (Tobler 1970; Jean et al.: Tile2Vec, AAAI 2019). {_parts(facts)}Trained on: {names}.
 """
 
 
@@ -218,7 +220,7 @@ def _training(facts: CardFacts) -> str:
     settings = "\n".join(f"| {name} | {value} |" for name, value in sorted(facts.settings.items()))
     return f"""## Training
 
-Network: {_NETWORKS[facts.network]}, a linear head, {facts.embedding_dim} numbers of length 1.
+Network: {_NETWORKS[facts.network]}; {facts.embedding_dim} numbers of length 1.
 Loss: {_LOSSES[facts.loss]}.
 {facts.n_steps:,} steps in {facts.train_seconds:,.0f} seconds. MLflow run `{facts.run_id}`, weights `{facts.digest}`.
 
@@ -226,6 +228,16 @@ Loss: {_LOSSES[facts.loss]}.
 |---|---|
 {settings}
 """
+
+
+def _parts(facts: CardFacts) -> str:
+    n_shares = facts.embedding_dim - facts.learnt_dim
+    if not n_shares:
+        return ""
+    return (
+        f"{facts.learnt_dim} of the numbers are learnt so; the last {n_shares} say how much each channel covers: its "
+        "mean and deviation over what it sees and over the middle of that. "
+    )
 
 
 def _planes(facts: CardFacts) -> int:

@@ -121,6 +121,7 @@ def card_facts(
         size_px=settings.size_px,
         network=settings.network,
         embedding_dim=settings.embedding_dim,
+        learnt_dim=sum(trained.network.spec.part_dims),
         loss=settings.loss,
         settings={name: str(value) for name, value in settings.model_dump().items()},
         n_steps=trained.n_steps,

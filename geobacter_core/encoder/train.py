@@ -174,6 +174,7 @@ def train(
     """
     spec = check_regions(regions)
     size = n_processes(settings.n_processes)
+    network_spec(spec, settings)  # before windows are cut for nothing
     _check_batch(regions, settings, size)
     with held(checkpoints, training_key(regions, settings)) as checkpoint:
         begun = checkpoint.load(Progress)

@@ -74,13 +74,17 @@ class TestWindows:
         size_px: int,
         size_m: float | None = None,
         context_m: float | None = None,
+        n_triplets: int = MAX_TRIPLETS,
     ) -> None:
-        """Cut the windows, of the triplets' sizes unless `size_m` and `context_m` say others (ground metres)."""
+        """Cut the windows of at most `n_triplets`.
+
+        They have the triplets' sizes, unless `size_m` and `context_m` say others (ground metres).
+        """
         data = TripletWindows(regions, "test", size_px, _MEMORY_BYTES, size_m, context_m)
         index = np.arange(len(data))
-        if len(data) > MAX_TRIPLETS:
+        if len(data) > n_triplets:
             # The regions' shares stay as they are: every k-th triplet of the regions in a row.
-            index = np.linspace(0, len(data) - 1, MAX_TRIPLETS).astype(np.int64)
+            index = np.linspace(0, len(data) - 1, n_triplets).astype(np.int64)
         self.region = data.region[index]
         batches = [data.windows(part) for part in np.array_split(index, max(1, len(index) // _BATCH))]
         self.anchor, self.positive, self.negative = (

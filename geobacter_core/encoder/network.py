@@ -156,8 +156,9 @@ def _shares(windows: torch.Tensor) -> torch.Tensor:
     In a style of masks the mean of a channel is the share of the window that it covers; the deviation is steep where
     that is small. Both at each scale, and in its middle, half as wide: what lies near counts for more.
     """
-    # In pieces, as floats a batch of many channels does not fit the processor's cache; an exported graph has none.
-    pieces = [windows] if torch.compiler.is_exporting() else torch.split(windows, _PIECE)
+    # In pieces: as floats, a batch of many channels does not fit the processor's cache.
+    is_whole = windows.device.type != "cpu" or torch.compiler.is_exporting()
+    pieces = [windows] if is_whole else torch.split(windows, _PIECE)
     shares = []
     for piece in pieces:
         quarter = piece.shape[-1] // 4

@@ -38,6 +38,8 @@ VERSION = "6"
 _TIMED_STEPS = 12
 _UNTIMED_STEPS = 3
 _EVALUATIONS = 10
+_TEST_TRIPLETS = 1000
+"""Half as many as the gate takes: eleven evaluations of more would take a large part of a short training's time."""
 _STRETCHES = 20
 _WITHOUT_EFFECT = {"window_memory_mb", "checkpoint_seconds"}
 """Settings that do not change what comes out."""
@@ -179,7 +181,7 @@ def train(
     with held(checkpoints, training_key(regions, settings)) as checkpoint:
         begun = checkpoint.load(Progress)
         resumed_from = 0 if begun is None else begun[1].step
-        test = TestWindows(regions, settings.size_px)
+        test = TestWindows(regions, settings.size_px, n_triplets=_TEST_TRIPLETS)
         if size == 1 or (begun is not None and begun[1].is_over):
             _Training(regions, settings, checkpoint, best_device(), ALONE).run(test, on_step, on_epoch)
         else:
@@ -222,7 +224,7 @@ def _take_part(
 ) -> None:
     """What each process of a team does; the first one leaves the result in the checkpoint."""
     device = torch.device("cuda", team.rank) if torch.cuda.is_available() else torch.device("cpu")
-    test = TestWindows(regions, settings.size_px) if team.leads else None
+    test = TestWindows(regions, settings.size_px, n_triplets=_TEST_TRIPLETS) if team.leads else None
     _Training(regions, settings, checkpoint, device, team).run(test, report, report)
 
 

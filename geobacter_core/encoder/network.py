@@ -171,8 +171,8 @@ def _mean_and_deviation(windows: torch.Tensor) -> torch.Tensor:
     """Of each channel of `[N, C, H, W]`, 0 to 255: `[N, 2 C]`."""
     pixels = windows.flatten(2).float()
     mean = pixels.mean(dim=2)
-    # A tenth of the time that std takes.
-    deviation = (pixels.square().mean(dim=2) - mean.square()).clamp_min(0).sqrt()
+    # A fraction of the time that std takes.
+    deviation = (pixels - mean[..., None]).square().mean(dim=2).sqrt()
     return torch.cat([mean, deviation], dim=1)
 
 

@@ -12,17 +12,15 @@ import dataclasses
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from geobacter_core.encoder.data import RegionData, check_regions
-from geobacter_core.encoder.device import best_device
-from geobacter_core.encoder.train import encode_with, train
+from geobacter_core.encoder.train import Trained, train
 from geobacter_core.evaluation.evaluate import evaluate, folds_for, probed
-from geobacter_core.evaluation.questions import GIVEN, Questions, questions
-from geobacter_core.evaluation.representations import Subject, embeddings_of, random_weights
+from geobacter_core.evaluation.questions import Questions, questions
+from geobacter_core.evaluation.representations import Subject, embeddings_of, random_weights, subject_of
 from geobacter_core.evaluation.settings import EvaluationSettings
 from geobacter_core.evaluation.store import summary
 from geobacter_core.evaluation.sweep import Choice, read_plan
@@ -45,8 +43,8 @@ def build(settings: Settings, region: Region, styles: set[str]) -> None:
         build_region(settings, region, style)
 
 
-def trained(settings: Settings, region: Region, name: str, choice: Choice) -> list[Subject]:
-    """An encoder trained as a choice says, and its network with random weights."""
+def trained(settings: Settings, region: Region, name: str, choice: Choice) -> tuple[Subject, Trained]:
+    """An encoder trained as a choice says."""
     settings = dataclasses.replace(settings, style=choice.style)
     extract, _ = load_extract(settings.extract_folder(region.name))
     cache = open_cache(settings, region)
@@ -60,17 +58,12 @@ def trained(settings: Settings, region: Region, name: str, choice: Choice) -> li
         file=sys.stderr,
         flush=True,
     )
-    window, device = check_regions(data), best_device()
-    encode = encode_with(done.network.to(device), device)
-    subject = Subject(name, encode, window.size_m, choice.train.size_px, window.context_m)
-    windows = torch.cat([done.test.anchor, done.test.positive])[:1024]
-    return [subject, random_weights(done.network.spec, subject, choice.train.seed, windows)]
+    return subject_of(name, done.network, check_regions(data), choice.train.size_px), done
 
 
-def asked(settings: Settings, region: Region, style: str) -> Iterator[Questions]:
-    """The labels, with tiles in a style."""
-    found = questions(dataclasses.replace(settings, style=style), region, EvaluationSettings())
-    return (part for part in found if part.source == GIVEN)
+def asked(settings: Settings, region: Region, style: str) -> Questions:
+    """The labels, with tiles in a style: they come first, and nothing is hidden for them."""
+    return next(questions(dataclasses.replace(settings, style=style), region, EvaluationSettings()))
 
 
 def main() -> None:
@@ -91,14 +84,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(Path(folder), Path(folder) / "regions.toml", "", default.style)
         build(settings, region, {default.style, original.style})
-        subjects = trained(settings, region, "default encoder", default)
+        ours, done = trained(settings, region, "default encoder", default)
+        windows = torch.cat([done.test.anchor, done.test.positive])[:1024]
+        subjects = [ours, random_weights(done.network.spec, ours, options.seed, windows)]
         evaluated = EvaluationSettings(seed=options.seed)
-        evaluation = evaluate(region.name, subjects, asked(settings, region, default.style), evaluated)
+        evaluation = evaluate(region.name, subjects, iter([asked(settings, region, default.style)]), evaluated)
         if not options.skip_original:
-            (subject, _) = trained(settings, region, "original's recipe", original)
-            for part in asked(settings, region, original.style):
-                folds = folds_for(part.places, subjects[0].extent_m, evaluated.seed)
-                evaluation.results += probed({subject.name: embeddings_of(subject, part)}, part, folds, evaluated)
+            theirs, _ = trained(settings, region, "original's recipe", original)
+            part = asked(settings, region, original.style)
+            folds = folds_for(part.places, ours.extent_m, evaluated.seed)
+            evaluation.results += probed({theirs.name: embeddings_of(theirs, part)}, part, folds, evaluated)
     print(summary(evaluation))
 
 

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from geobacter_core.encoder.network import NetworkSpec
 from geobacter_core.errors import EvaluationError
 from geobacter_core.evaluation.sweep import Choice, Sweep, SweepPlan, Trial, read_plan, table
+from geobacter_core.tiles.style import load_style
 
 BASE = {
     "style": "carto", "network": "small", "shares": False, "size_px": 32, "size_m": 100.0, "sample_count": 120,
@@ -62,6 +64,16 @@ def test_the_recipes_of_the_forerunners_are_theirs() -> None:
     assert (original.train.network, original.train.embedding_dim, original.train.loss) == ("resnet50", 16, "margin")
     assert (original.samples.size_m, original.samples.distance_m, original.train.margin) == (200.0, 500.0, 1.5)
     assert (loc2vec.style, loc2vec.samples.near, loc2vec.train.loss) == ("thematic", "overlap", "softpn")
+
+
+def test_every_embedding_of_the_plan_has_room_for_its_shares() -> None:
+    plan = read_plan("")
+    changes = [{name: value} for name, values in plan.axes.items() for value in values]
+    for change in [{}, *changes, *plan.others.values()]:
+        choice = Choice().changed({**plan.base, **change})
+        settings, n_channels = choice.train, len(load_style(choice.style).channels)
+        n_scales = 2 if choice.samples.context_m else 1
+        NetworkSpec(settings.network, n_channels, n_scales, settings.embedding_dim, settings.shares)
 
 
 def test_a_score_weighs_regions_alike_and_the_table_gives_the_spread_over_seeds() -> None:

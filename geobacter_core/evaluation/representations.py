@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from geobacter_core.encoder.data import WindowSpec
 from geobacter_core.encoder.device import best_device
 from geobacter_core.encoder.evaluate import Encode
-from geobacter_core.encoder.network import NetworkSpec, calibrate, random_network
+from geobacter_core.encoder.network import EncoderNetwork, NetworkSpec, calibrate, random_network
 from geobacter_core.encoder.train import encode_with
 from geobacter_core.evaluation.labels import Places
 from geobacter_core.evaluation.pixels import pixel_shares
@@ -49,6 +50,12 @@ class Subject:
     def extent_m(self) -> float:
         """Side of the widest window."""
         return max(self.size_m, self.context_m or 0.0)
+
+
+def subject_of(name: str, network: EncoderNetwork, windows: WindowSpec, size_px: int) -> Subject:
+    """A network as a subject, on the device that suits best."""
+    device = best_device()
+    return Subject(name, encode_with(network.to(device), device), windows.size_m, size_px, windows.context_m)
 
 
 def random_weights(spec: NetworkSpec, like: Subject, seed: int, windows: torch.Tensor) -> Subject:

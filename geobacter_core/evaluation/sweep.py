@@ -17,16 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from threadpoolctl import threadpool_limits
 
 from geobacter_core.encoder.data import RegionData, check_regions
-from geobacter_core.encoder.device import best_device
 from geobacter_core.encoder.settings import TrainSettings
 from geobacter_core.encoder.train import VERSION as TRAIN_VERSION
-from geobacter_core.encoder.train import encode_with, train
+from geobacter_core.encoder.train import train
 from geobacter_core.errors import EvaluationError, SamplesError
 from geobacter_core.evaluation.evaluate import VERSION as EVALUATION_VERSION
-from geobacter_core.evaluation.evaluate import folds_for
-from geobacter_core.evaluation.probes import probe
+from geobacter_core.evaluation.evaluate import folds_for, probed
 from geobacter_core.evaluation.questions import Questions, questions
-from geobacter_core.evaluation.representations import Subject, embeddings_of
+from geobacter_core.evaluation.representations import embeddings_of, subject_of
 from geobacter_core.evaluation.settings import EvaluationSettings
 from geobacter_core.files import digest_of, written_aside
 from geobacter_core.osm.extract import load_extract
@@ -39,6 +37,7 @@ from geobacter_core.tiles.region import build_region
 
 Value = str | int | float | bool | None
 
+_PROBES = EvaluationSettings(forest=False, seed=1)
 _log = logging.getLogger(__name__)
 
 
@@ -256,17 +255,14 @@ class Sweep:
         self, name: str, changes: dict[str, Value], seed: int, choice: Choice, regions: Sequence[RegionData]
     ) -> Trial:
         trained = train(regions, choice.train)
-        windows = check_regions(regions)
-        encode = encode_with(trained.network.to(best_device()), best_device())
-        subject = Subject(name, encode, windows.size_m, choice.train.size_px, windows.context_m)
+        subject = subject_of(name, trained.network, check_regions(regions), choice.train.size_px)
         scores: dict[str, float] = {}
         for region, asked in self._questions(choice.style):
-            embeddings = embeddings_of(subject, asked)
-            folds = folds_for(asked.places, subject.extent_m, 1)
+            embeddings = {name: embeddings_of(subject, asked)}
+            folds = folds_for(asked.places, subject.extent_m, _PROBES.seed)
             with threadpool_limits(1, "blas"):
-                for label in asked.labels:
-                    found = probe(embeddings, label, folds, "ridge", 1)
-                    scores[f"{region}/{asked.source}/{label.name}"] = (
+                for found in probed(embeddings, asked, folds, _PROBES):
+                    scores[f"{region}/{found.source}/{found.label}"] = (
                         found.score if found.metric == "R²" else 2 * found.score - 1
                     )
         return Trial(

@@ -20,7 +20,7 @@ from geobacter_pipeline.staleness import Staleness
 from geobacter_pipeline.summary import figures, summary
 
 DEMO_REGIONS = ("helsinki", "kotka")
-DEMO_TRAIN_SECONDS = 100.0
+DEMO_TRAIN_SECONDS = 200.0
 
 
 class Launcher:

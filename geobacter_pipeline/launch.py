@@ -20,7 +20,8 @@ from geobacter_pipeline.staleness import Staleness
 from geobacter_pipeline.summary import figures, summary
 
 DEMO_REGIONS = ("helsinki", "kotka")
-DEMO_TRAIN_SECONDS = 200.0
+_DEMO_TRAINING = {"max_steps": 150, "max_seconds": 3600.0}
+"""Steps and not seconds: on a slow or busy machine the demo takes longer, and comes to the same."""
 
 
 class Launcher:
@@ -36,15 +37,15 @@ class Launcher:
         samples = ["triplet_samples"] if region in training_regions else []
         self._run_needed("build_region", ["osm_extract", "map_features", "tile_cache", *samples], region)
 
-    def train(self, seconds: float | None) -> None:
-        """An encoder, whether or not there is one."""
-        config = {} if seconds is None else {"ops": {"location_encoder": {"config": {"max_seconds": seconds}}}}
+    def train(self, settings: dict[str, float]) -> None:
+        """An encoder, whether or not there is one; `settings` are those that are not to be the defaults."""
+        config = {"ops": {"location_encoder": {"config": settings}}} if settings else {}
         self._run("train_encoder", ["location_encoder", "champion_encoder"], None, config)
 
-    def train_if_needed(self, seconds: float | None) -> None:
+    def train_if_needed(self, settings: dict[str, float]) -> None:
         """An encoder, if there is none or what it was trained on has changed."""
         if Staleness(self._instance, defs).needs("location_encoder", None):
-            self.train(seconds)
+            self.train(settings)
 
     def embed(self, region: str) -> None:
         """A region's embedding table and report."""
@@ -137,9 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for region in regions:
                     launcher.build(region)
             if options.command == "train":
-                launcher.train(options.seconds)
+                launcher.train({} if options.seconds is None else {"max_seconds": options.seconds})
             elif options.command in ("demo", "region"):
-                launcher.train_if_needed(DEMO_TRAIN_SECONDS if options.command == "demo" else None)
+                launcher.train_if_needed(_DEMO_TRAINING if options.command == "demo" else {})
             if options.command in ("demo", "region", "embed"):
                 for region in regions:
                     launcher.embed(region)

@@ -17,7 +17,7 @@ _SMALL_WIDTHS = (32, 64, 128)
 _SHARE_KNEE = 0.02
 """Shares below it count as they are, those above by their ratio: from none to little is as far as from there to all."""
 _LEAST_SHARE_STD = 0.25
-_SHARES_LENGTH = 0.2
+_SHARES_LENGTH = 0.1
 """Of an embedding's length 1 (squares add up): a probe finds the shares there; neighbours are chosen by the rest."""
 _PIECE = 8
 _CALIBRATION_BATCH = 128

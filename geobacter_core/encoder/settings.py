@@ -24,7 +24,7 @@ class TrainSettings(BaseModel):
     network: Architecture = "small"
     """The backbone: torchvision's ResNet-18, 34 or 50, or `small`, about 0.4 M parameters."""
 
-    embedding_dim: int = Field(default=256, ge=2, le=2048)
+    embedding_dim: int = Field(default=192, ge=2, le=2048)
     """D, the length of an embedding (the original's is 16)."""
 
     shares: bool = True
@@ -58,7 +58,7 @@ class TrainSettings(BaseModel):
     """Pairs or triplets a step."""
 
     max_epochs: int = Field(default=1000, ge=1, le=100_000)
-    """Ends the training, if max_seconds or max_steps does not do so before."""
+    """Ends the training, if max_seconds or max_steps does not do so before. An epoch shows each pair `echoes` times."""
 
     max_steps: int | None = Field(default=None, ge=1)
     """Ends the training, if max_seconds or max_epochs does not do so before."""
@@ -85,6 +85,10 @@ class TrainSettings(BaseModel):
     rotate: bool = True
     """Windows are turned by any angle and mirrored."""
 
+    echoes: int = Field(default=4, ge=1, le=8)
+    """So often the windows that were cut are shown, each time turned by other right angles, or mirrored; where `rotate`
+    is false, once. More leave more of the processors to the network."""
+
     max_scale: float = Field(default=1.0, ge=1, le=1.25)
     """Windows are widened or narrowed by up to this factor."""
 
@@ -102,6 +106,11 @@ class TrainSettings(BaseModel):
 
     n_processes: int | None = Field(default=None, ge=1, le=64)
     """Processes that share every batch; by default one a CUDA GPU, else one. Each normalises by its own share."""
+
+    @property
+    def n_echoes(self) -> int:
+        """How often each window that was cut is shown."""
+        return self.echoes if self.rotate else 1
 
     @field_validator("size_px")
     @classmethod

@@ -32,7 +32,7 @@ from geobacter_core.encoder.settings import TrainSettings
 from geobacter_core.errors import EncoderError
 from geobacter_core.files import digest_of
 
-VERSION = "6"
+VERSION = "7"
 """Raise when the same samples and settings would give another encoder."""
 
 _TIMED_STEPS = 12
@@ -272,7 +272,7 @@ class _Training:
         self._data = TripletWindows(regions, "train", settings.size_px, (settings.window_memory_mb << 20) // team.size)
         batch_size = min(settings.batch_size, len(self._data))
         self._n_images = n_roles(settings) * (batch_size // team.size) * team.size
-        self._per_epoch = self._data.n_batches(batch_size)
+        self._per_epoch = self._data.n_batches(batch_size) * settings.n_echoes
         self._learner = new_learner(spec, settings, self._data, device)
         self._optimiser = _optimiser(self._learner, settings)
         found = checkpoint.load(Progress)

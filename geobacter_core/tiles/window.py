@@ -227,4 +227,4 @@ def resample(
         sampled = functional.grid_sample(
             source.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
         )
-        return sampled.round_().clamp_(0, 255).to(torch.uint8)
+        return sampled.round_().to(torch.uint8)

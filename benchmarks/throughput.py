@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/throughput.py EXTRACT.osm.pbf [--repeats 5] [--steps 30]
 
 Every ratio is measured in one run, limit and product in turn, so that a machine whose speed drifts does not bend it.
-Rendering: in both styles, the same chunks, by the same number of processes, once with `mapnik.render` alone and once
+Rendering: in each style, the same chunks, by the same number of processes, once with `mapnik.render` alone and once
 through the tile cache (render, cut, digest, compress, write). Training: the same learner, optimiser and loss, with its
 mask of false negatives, on windows cut from the cache as in training, and on one augmented batch that stays in memory.
 """

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from geobacter_core.encoder.network import NetworkSpec
+from geobacter_core.encoder.data import WindowSpec
+from geobacter_core.encoder.learner import network_spec
 from geobacter_core.errors import EvaluationError
 from geobacter_core.evaluation.sweep import Choice, Sweep, SweepPlan, Trial, read_plan, table
 from geobacter_core.tiles.style import load_style
@@ -71,9 +72,9 @@ def test_every_embedding_of_the_plan_has_room_for_its_shares() -> None:
     changes = [{name: value} for name, values in plan.axes.items() for value in values]
     for change in [{}, *changes, *plan.others.values()]:
         choice = Choice().changed({**plan.base, **change})
-        settings, n_channels = choice.train, len(load_style(choice.style).channels)
-        n_scales = 2 if choice.samples.context_m else 1
-        NetworkSpec(settings.network, n_channels, n_scales, settings.embedding_dim, settings.shares)
+        style, samples = load_style(choice.style), choice.samples
+        windows = WindowSpec(style.name, style.version, samples.size_m, samples.context_m or None, len(style.channels))
+        network_spec(windows, choice.train)
 
 
 def test_a_score_weighs_regions_alike_and_the_table_gives_the_spread_over_seeds() -> None:

@@ -58,7 +58,9 @@ class Batch:
     def turned(self, symmetry: int) -> "Batch":
         """The same places in one of a square's eight symmetries: `symmetry` mod 4 right angles, mirrored from 4 on."""
         windows = self.windows.transpose(2, 3) if symmetry >= 4 else self.windows
-        return replace(self, windows=torch.rot90(windows, symmetry % 4, (2, 3)))
+        if symmetry % 4:  # rot90 copies where there is nothing to turn, too
+            windows = torch.rot90(windows, symmetry % 4, (2, 3))
+        return replace(self, windows=windows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +208,9 @@ class TripletWindows:
         n_bytes = n_roles * size * self.n_planes * self.size_px**2
         n_held = min(_HELD, max(1, _HELD_BYTES // n_bytes)) if settings.n_echoes > 1 else 1
 
-        def produce() -> Iterator[Batch]:
-            n_complete, n_shown = divmod(first, n_held * settings.n_echoes)
+        n_complete, n_shown = divmod(first, n_held * settings.n_echoes)
+
+        def shown() -> Iterator[tuple[Batch, int]]:
             drawn = self._drawn(n_complete * n_held, size, settings.seed)
             while True:
                 held = []
@@ -216,10 +219,11 @@ class TripletWindows:
                         index, rng = next(drawn)
                         batch = self._batch(index, mine, settings, n_roles, rng, device)
                         held.append((batch, [0, *(1 + rng.permutation(7))]))
-                    if number >= n_shown:
-                        batch, symmetries = held[number % n_held]
-                        yield batch.turned(int(symmetries[number // n_held]))
-                n_shown = 0
+                    batch, symmetries = held[number % n_held]
+                    yield batch, int(symmetries[number // n_held])
+
+        def produce() -> Iterator[Batch]:
+            return (batch.turned(symmetry) for batch, symmetry in itertools.islice(shown(), n_shown, None))
 
         return _prefetched(produce, min(_PREFETCHED, max(1, _PREFETCHED_BYTES * n_ranks // n_bytes)))
 

@@ -14,7 +14,6 @@ from typing import Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from threadpoolctl import threadpool_limits
 
 from geobacter_core.encoder.data import RegionData, check_regions
 from geobacter_core.encoder.settings import TrainSettings
@@ -260,11 +259,10 @@ class Sweep:
         for region, asked in self._questions(choice.style):
             embeddings = {name: embeddings_of(subject, asked)}
             folds = folds_for(asked.places, subject.extent_m, _PROBES.seed)
-            with threadpool_limits(1, "blas"):
-                for found in probed(embeddings, asked, folds, _PROBES):
-                    scores[f"{region}/{found.source}/{found.label}"] = (
-                        found.score if found.metric == "R²" else 2 * found.score - 1
-                    )
+            for found in probed(embeddings, asked, folds, _PROBES):
+                scores[f"{region}/{found.source}/{found.label}"] = (
+                    found.score if found.metric == "R²" else 2 * found.score - 1
+                )
         return Trial(
             name,
             changes,

@@ -14,6 +14,7 @@ from geobacter_core.encoder.card import (
 )
 from geobacter_core.encoder.outcomes import Figures
 from geobacter_core.encoder.settings import ARCHITECTURES, LOSSES, TrainSettings
+from geobacter_core.tiles.window import Scales
 
 
 def region(name, **changes):
@@ -37,8 +38,7 @@ def facts(**changes):
         digest="d" * 64,
         style="carto/1",
         channels=("red", "green", "blue"),
-        size_m=200.0,
-        context_m=None,
+        scales=Scales(200.0),
         size_px=64,
         network="resnet18",
         embedding_dim=64,
@@ -92,7 +92,7 @@ def test_the_card_names_use_limits_and_licence():
 def test_the_window_of_the_card_is_that_of_the_model():
     loading = section(model_card(facts()), "How to load")
     assert "uint8 [N, 3, 64, 64] to float32 [N, 64]" in loading
-    wider = model_card(facts(context_m=800.0))
+    wider = model_card(facts(scales=Scales(200.0, 800.0)))
     assert "with a wider window of 800 m around it" in wider
     assert "uint8 [N, 6, 64, 64]" in section(wider, "How to load")
 

@@ -16,7 +16,7 @@ from geobacter_core.encoder.settings import ARCHITECTURES, TrainSettings
 from geobacter_core.encoder.train import encode_with, rate_share, train
 from geobacter_core.errors import EncoderError, TileCacheError
 from geobacter_core.geo import ground_distance_m
-from geobacter_core.tiles.window import WindowReader
+from geobacter_core.tiles.window import Scales, WindowReader
 
 CPU = torch.device("cpu")
 SMALL = NetworkSpec("small", 3, 1, 8)
@@ -439,7 +439,7 @@ def with_metadata(region, **changes):
 
 def test_regions_that_do_not_fit_together_are_refused(regions):
     (helsinki,) = regions
-    assert check_regions(regions) == WindowSpec("carto", helsinki.cache.manifest.style_version, 200.0, None, 3)
+    assert check_regions(regions) == WindowSpec("carto", helsinki.cache.manifest.style_version, Scales(200.0), 3)
     with pytest.raises(EncoderError, match=r"no region to train on. Set train = true"):
         check_regions([])
     with pytest.raises(EncoderError, match=r"Region 'helsinki': its triplets were drawn from other tiles.*Materialise"):
@@ -452,7 +452,7 @@ def test_regions_that_do_not_fit_together_are_refused(regions):
 @pytest.mark.parametrize(("contexts", "expected"), [((400.0, 300.0), 300.0), ((400.0, 0.0), None), ((0.0, 0.0), None)])
 def test_an_encoder_takes_the_context_that_fits_all_its_regions(regions, contexts, expected):
     some = [with_metadata(regions[0], context_m=context_m) for context_m in contexts]
-    assert check_regions(some).context_m == expected
+    assert check_regions(some).scales.context_m == expected
     assert TripletWindows(some, "train", 32, 1 << 28).n_planes == (3 if expected is None else 6)
 
 

@@ -35,6 +35,7 @@ from geobacter_core.evaluation.store import (
 )
 from geobacter_core.osm.features import load_features
 from geobacter_core.report.evaluation import evaluation_metrics, evaluation_pictures
+from geobacter_core.tiles.window import Scales
 
 SETTINGS = EvaluationSettings(n_places=400, forest=False, curve_seeds=2)
 
@@ -75,7 +76,7 @@ def subjects(helsinki):
     from geobacter_core.encoder.network import random_network
 
     network = random_network(spec, 7).to(best_device())
-    subject = Subject("geobacter/7", encode_with(network, best_device()), 100.0, 32, None)
+    subject = Subject("geobacter/7", encode_with(network, best_device()), Scales(100.0), 32)
     places = centres(centre_cells(helsinki))
     return [subject, random_weights(spec, subject, 8, some_windows(subject, helsinki.cache, places))]
 

@@ -147,13 +147,18 @@ def test_a_version_is_what_its_tags_say():
     assert version == EncoderVersion(
         7, "run", "0" * 64, "thematic", 300.0, 96, 12, 32, 5, 0.81, 0.63, "3", "small", 900.0
     )
-    assert (version.n_scales, version.spec.n_planes, version.style_label) == (2, 24, "thematic/3")
+    assert (version.scales.n_learnt, version.spec.n_planes, version.style_label) == (2, 24, "thematic/3")
 
 
 def test_versions_of_before_a_tag_was_written_are_known():
     old = {name: tag for name, tag in TAGS.items() if name not in ("network", "context_m", "style_version")}
     version = version_of(7, "run", old)
-    assert (version.network, version.context_m, version.style_version, version.n_scales) == ("resnet18", None, "1", 1)
+    assert (version.network, version.context_m, version.style_version, version.scales.n_learnt) == (
+        "resnet18",
+        None,
+        "1",
+        1,
+    )
     assert version_of(7, "run", {**TAGS, "context_m": ""}).context_m is None
 
 

@@ -8,6 +8,7 @@ from geobacter_core.encoder.learner import network_spec
 from geobacter_core.errors import EvaluationError
 from geobacter_core.evaluation.sweep import Choice, Sweep, SweepPlan, Trial, read_plan, table
 from geobacter_core.tiles.style import load_style
+from geobacter_core.tiles.window import Scales
 
 BASE = {
     "style": "carto", "network": "small", "shares": False, "size_px": 32, "size_m": 100.0, "sample_count": 120,
@@ -73,7 +74,9 @@ def test_every_embedding_of_the_plan_has_room_for_its_shares() -> None:
     for change in [{}, *changes, *plan.others.values()]:
         choice = Choice().changed({**plan.base, **change})
         style, samples = load_style(choice.style), choice.samples
-        windows = WindowSpec(style.name, style.version, samples.size_m, samples.context_m or None, len(style.channels))
+        windows = WindowSpec(
+            style.name, style.version, Scales(samples.size_m, samples.context_m or None), len(style.channels)
+        ).seen_by(choice.train)
         network_spec(windows, choice.train)
 
 

@@ -174,7 +174,7 @@ def test_views_can_be_taken_row_by_row():
 @pytest.mark.parametrize("size_px", [32, 64])
 def test_channels_of_a_context_follow_those_of_the_window(helsinki, size_px):
     lon, lat = places_in(helsinki, 10)
-    reader = WindowReader(helsinki.cache, SIZE_M, size_px, context_m=450.0)
+    reader = WindowReader(helsinki.cache, SIZE_M, size_px, wider_m=[450.0])
     windows = reader.windows(lon, lat)
     assert windows.shape == (10, 6, size_px, size_px)
     np.testing.assert_array_equal(windows[:, :3], WindowReader(helsinki.cache, SIZE_M, size_px).windows(lon, lat))
@@ -187,11 +187,11 @@ def test_a_context_shows_the_same_view_of_wider_ground(ramps):
     """Shifted by a tenth of the window, both are centred on the same place: 6 levels east and 6 north of the corner."""
     cache, corner_x, corner_y, _ = ramps
     place = place_at(corner_x, corner_y)
-    reader = WindowReader(cache, SIZE_M, 64, context_m=2.5 * SIZE_M)
+    reader = WindowReader(cache, SIZE_M, 64, wider_m=[2.5 * SIZE_M])
     view = views_of(1, shift=(0.1, -0.1))
     found = [
         resample(each.patches(np.array([place.lon]), np.array([place.lat]), reach(0.1)), 64, view.of_wider(ratio))
-        for each, ratio in ((reader, 1.0), (reader.context, 2.5))
+        for each, ratio in ((reader, 1.0), (reader.wider[0], 2.5))
     ]
     for window, levels in zip(found, (60, 150), strict=True):
         red, green = window[0, 0].numpy().astype(int), window[0, 1].numpy().astype(int)
@@ -202,7 +202,7 @@ def test_a_context_shows_the_same_view_of_wider_ground(ramps):
 
 def test_a_reader_and_its_context_share_a_memory(helsinki):
     memory = ChunkMemory(130_000_000)
-    reader = WindowReader(helsinki.cache, SIZE_M, 256, 450.0, memory)
+    reader = WindowReader(helsinki.cache, SIZE_M, 256, [450.0], memory)
     reader.windows(np.array([24.944]), np.array([60.17]))
     alone = ChunkMemory(130_000_000)
     WindowReader(helsinki.cache, SIZE_M, 256, memory=alone).windows(np.array([24.944]), np.array([60.17]))

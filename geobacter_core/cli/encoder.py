@@ -97,7 +97,7 @@ def _registry(settings: Settings) -> "Registry":
 
 def _rows(versions: "list[EncoderVersion]", aliases: Mapping[str, int]) -> Iterator[tuple[str, ...]]:
     for each in versions:
-        context = f" in {each.context_m:g} m" if each.context_m is not None else ""
+        context = "".join(f" in {side_m:g} m" for side_m in each.scales.wider_m)
         yield (
             str(each.version),
             ", ".join(sorted(alias for alias, number in aliases.items() if number == each.version)),

@@ -130,6 +130,7 @@ def embed_region(
         "size_m": version.size_m,
         "size_px": version.size_px,
         "context_m": version.context_m,
+        "surroundings_m": version.surroundings_m,
         "style": manifest.style_label,
         "tiles": manifest.digest,
         "extract_sha256": manifest.extract_sha256,
@@ -183,7 +184,7 @@ class _Embedder:
         load: Callable[[EncoderVersion], Encoder],
         osm_timestamp: str,
     ) -> None:
-        self._reader = WindowReader(cache, version.size_m, version.size_px, version.context_m)
+        self._reader = WindowReader(cache, version.size_m, version.size_px, version.scales.wider_m)
         self._version = version
         self._load = load
         self._encoder: Encoder | None = None

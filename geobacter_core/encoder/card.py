@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from geobacter_core.encoder.outcomes import Figures
 from geobacter_core.encoder.settings import Architecture, LossName
+from geobacter_core.tiles.window import Scales
 
 MODEL_CARD = "model_card.md"
 """Name of the card among a run's artifacts."""
@@ -82,9 +83,8 @@ class CardFacts:
         digest: Hex SHA-256 of the weights.
         style: `name/version`.
         channels: Their names.
-        size_m: Side of a window, ground metres.
-        context_m: Side of the wider window, if there is one.
-        size_px: Side of both in pixels.
+        scales: Sides of its windows.
+        size_px: Side of all of them in pixels.
         network: Backbone.
         embedding_dim: D.
         learnt_dim: How many of the D numbers are learnt; the others are the channels' mean and deviation.
@@ -99,8 +99,7 @@ class CardFacts:
     digest: str
     style: str
     channels: Sequence[str]
-    size_m: float
-    context_m: float | None
+    scales: Scales
     size_px: int
     network: Architecture
     embedding_dim: int
@@ -140,10 +139,11 @@ def description_of(card: str) -> str:
 
 def _summary(facts: CardFacts) -> str:
     names = ", ".join(region.name for region in facts.regions)
-    context = f", with a wider window of {facts.context_m:g} m around it," if facts.context_m else ""
+    scales = facts.scales
+    context = f", with a wider window of {scales.context_m:g} m around it," if scales.context_m else ""
     return f"""# Geobacter encoder {facts.digest[:12]}
 
-Turns a place into {facts.embedding_dim} numbers. It sees a window of {facts.size_m:g} m of ground{context} drawn from
+Turns a place into {facts.embedding_dim} numbers. It sees a window of {scales.size_m:g} m of ground{context} drawn from
 OpenStreetMap in the style {facts.style}, and was trained, without labels, on the rule that near places are more related
 than distant ones (Tobler 1970; Jean et al.: Tile2Vec, AAAI 2019). {_parts(facts)}Trained on: {names}.
 """
@@ -184,8 +184,8 @@ ground apart from its training ground. Not for decisions about people or single 
 - It was trained on {names}. Elsewhere it may be worse; measure it there before relying on it.
 - The scores above say how well near and far are told apart, on the regions it was trained on. What the embeddings are
   worth for another question only an evaluation on labels of that question tells.
-- It takes windows of style {facts.style}, {facts.size_m:g} m, {facts.size_px} px, and of nothing else. A map with
-  only roads gives embeddings of roads.
+- It takes windows of style {facts.style}, {facts.scales.size_m:g} m, {facts.size_px} px, and of nothing else. A map
+  with only roads gives embeddings of roads.
 
 ## How to load
 
@@ -234,14 +234,16 @@ def _parts(facts: CardFacts) -> str:
     n_shares = facts.embedding_dim - facts.learnt_dim
     if not n_shares:
         return ""
+    surroundings_m = facts.scales.surroundings_m
+    around = f", and over the {surroundings_m:g} m around" if surroundings_m else ""
     return (
         f"{facts.learnt_dim} of the numbers are learnt so; the last {n_shares} say how much each channel covers: its "
-        "mean and deviation over what it sees and over the middle of that. "
+        f"mean and deviation over what it sees and over the middle of that{around}. "
     )
 
 
 def _planes(facts: CardFacts) -> int:
-    return len(facts.channels) * (1 if facts.context_m is None else 2)
+    return len(facts.channels) * (1 + len(facts.scales.wider_m))
 
 
 def _pair(ours: float, random: float) -> str:

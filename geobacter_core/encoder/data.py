@@ -19,7 +19,7 @@ from geobacter_core.geo import Floats, chunk_numbers
 from geobacter_core.samples.triplets import Triplets
 from geobacter_core.tiles.cache import TileCache
 from geobacter_core.tiles.mosaic import ChunkMemory
-from geobacter_core.tiles.window import Views, WindowReader, reach, resample
+from geobacter_core.tiles.window import Scales, Views, WindowReader, reach, resample
 
 ROLES = ("anchor", "positive", "negative")
 _PREFETCHED = 4
@@ -70,21 +70,20 @@ class WindowSpec:
     Attributes:
         style: Name of their style.
         style_version: Its version.
-        size_m: Side of a window, ground metres.
-        context_m: Side of the wider window around the same place, if there is one: the smallest of the regions'.
+        scales: Their sides: of the window, of a context if all regions have one (the smallest of theirs), and of
+            surroundings if the encoder is to have them.
         n_channels: C.
     """
 
     style: str
     style_version: str
-    size_m: float
-    context_m: float | None
+    scales: Scales
     n_channels: int
 
-    @property
-    def n_scales(self) -> int:
-        """S: 2 with a context, else 1."""
-        return 1 if self.context_m is None else 2
+    def seen_by(self, settings: TrainSettings) -> "WindowSpec":
+        """What an encoder with these settings takes: with surroundings, where they are wanted."""
+        is_wanted = settings.shares and settings.surroundings
+        return replace(self, scales=self.scales.with_surroundings()) if is_wanted else self
 
 
 def check_regions(regions: Sequence[RegionData]) -> WindowSpec:
@@ -105,31 +104,33 @@ def check_regions(regions: Sequence[RegionData]) -> WindowSpec:
                 "Materialise triplet_samples for the region."
             )
         spec = _window_spec(region)
-        if replace(spec, context_m=None) != replace(first, context_m=None):
+        if _without_context(spec) != _without_context(first):
             raise EncoderError(
                 f"Region '{region.name}' has windows of {_described(spec)}, region '{regions[0].name}' of "
                 f"{_described(first)}. One encoder takes one kind of window: materialise both with the same settings."
             )
-    return replace(first, context_m=_context_m(regions))
+    return replace(first, scales=_scales(regions))
 
 
-def _context_m(regions: Sequence[RegionData]) -> float | None:
-    """The context that fits all regions; none if one of them has none.
+def _scales(regions: Sequence[RegionData]) -> Scales:
+    """What the triplets were drawn for, with the context that fits all regions; none if one of them has none.
 
     Triplets drawn for a wide context have room for a smaller one.
     """
-    return min(region.triplets.context_m or 0.0 for region in regions) or None
+    return Scales(regions[0].triplets.size_m, min(region.triplets.context_m or 0.0 for region in regions) or None)
 
 
 def _window_spec(region: RegionData) -> WindowSpec:
-    manifest, triplets = region.cache.manifest, region.triplets
-    return WindowSpec(
-        manifest.style, manifest.style_version, triplets.size_m, triplets.context_m, region.cache.n_channels
-    )
+    manifest = region.cache.manifest
+    return WindowSpec(manifest.style, manifest.style_version, _scales([region]), region.cache.n_channels)
+
+
+def _without_context(spec: WindowSpec) -> WindowSpec:
+    return replace(spec, scales=Scales(spec.scales.size_m))
 
 
 def _described(spec: WindowSpec) -> str:
-    return f"{spec.size_m:g} m in style {spec.style}/{spec.style_version}"
+    return f"{spec.scales.size_m:g} m in style {spec.style}/{spec.style_version}"
 
 
 class TripletWindows:
@@ -141,22 +142,21 @@ class TripletWindows:
         split: str,
         size_px: int,
         budget_bytes: int,
-        size_m: float | None = None,
-        context_m: float | None = None,
+        scales: Scales | None = None,
     ) -> None:
         """Open the regions' caches; `budget_bytes` of decoded chunks are kept in memory.
 
-        Windows have the size that the triplets were drawn for, and the smallest of their contexts, unless `size_m` says
-        another size; then `context_m` counts too.
+        Unless `scales` says otherwise, windows have the size that the triplets were drawn for, and the smallest of
+        their contexts.
         """
         self.size_px = size_px
         memory = ChunkMemory(budget_bytes)
-        if size_m is None:
-            context_m = _context_m(regions)
-        self._readers: list[list[WindowReader]] = []
+        scales = scales or _scales(regions)
+        self._n_learnt = scales.n_learnt
+        self._readers: list[tuple[WindowReader, ...]] = []
         for region in regions:
-            reader = WindowReader(region.cache, size_m or region.triplets.size_m, size_px, context_m, memory)
-            self._readers.append([reader] if reader.context is None else [reader, reader.context])
+            reader = WindowReader(region.cache, scales.size_m, size_px, scales.wider_m, memory)
+            self._readers.append((reader, *reader.wider))
         self._near_m = np.array([float(region.triplets.metadata["distance_m"] or 0) for region in regions])
         places = [region.triplets.lonlat(split) for region in regions]
         self._lonlat = np.concatenate(places)
@@ -170,7 +170,7 @@ class TripletWindows:
     def windows(self, index: NDArray[np.int64]) -> torch.Tensor:
         """Windows of triplets as they are, north up: uint8 `[3 N, S·C, size_px, size_px]`, all anchors first."""
         region, lonlat = self._places(index, len(ROLES))
-        return self._cut(region, lonlat, None, 1.0, torch.device("cpu"))
+        return self._cut(region, lonlat, len(self._readers[0]), None, 1.0, torch.device("cpu"))
 
     def n_batches(self, batch_size: int) -> int:
         """Full batches that an epoch cuts."""
@@ -185,7 +185,7 @@ class TripletWindows:
         rank: int = 0,
         n_ranks: int = 1,
     ) -> Generator[Batch, None, None]:
-        """The batches of a training from number `first` on, on `device`, without end.
+        """The batches of a training from number `first` on, on `device`, without end: the scales to learn from.
 
         Each epoch cuts the windows of each triplet of the split at most once, and shows them `settings.n_echoes` times:
         some batches by turns, then the same in another symmetry of the square. A place returns after some steps only
@@ -250,8 +250,8 @@ class TripletWindows:
 
     @property
     def n_planes(self) -> int:
-        """S·C, the channels of a window and its context."""
-        return len(self._readers[0]) * self._readers[0][0].cache.n_channels
+        """S·C, the channels of the scales to learn from."""
+        return self._n_learnt * self._readers[0][0].cache.n_channels
 
     def _batch(
         self,
@@ -268,7 +268,8 @@ class TripletWindows:
         views = Views.draw(n, settings.max_shift, rng, settings.max_scale, settings.rotate).take(rows)
         kept = rng.random((n, self.n_planes))[rows] >= settings.channel_dropout
         region, lonlat = self._places(index[mine], n_roles)
-        windows = self._cut(region, lonlat, views, reach(settings.max_shift, settings.max_scale), device)
+        reach_ = reach(settings.max_shift, settings.max_scale)
+        windows = self._cut(region, lonlat, self._n_learnt, views, reach_, device)
         if not kept.all():
             windows *= torch.from_numpy(kept).to(device)[:, :, None, None]
         pairs = slice(2 * len(mine))
@@ -284,16 +285,22 @@ class TripletWindows:
         return np.tile(self.region[index], n_roles), lonlat.swapaxes(0, 1).reshape(-1, 2)
 
     def _cut(
-        self, region: NDArray[np.int64], lonlat: Floats, views: Views | None, reach_: float, device: torch.device
+        self,
+        region: NDArray[np.int64],
+        lonlat: Floats,
+        n_scales: int,
+        views: Views | None,
+        reach_: float,
+        device: torch.device,
     ) -> torch.Tensor:
         """Windows of places in several regions, in the order of the places: uint8 `[M, S·C, size_px, size_px]`."""
-        shape = (len(region), self.n_planes, self.size_px, self.size_px)
-        windows = torch.empty(shape, dtype=torch.uint8, device=device)
+        n_planes = n_scales * self._readers[0][0].cache.n_channels
+        windows = torch.empty((len(region), n_planes, self.size_px, self.size_px), dtype=torch.uint8, device=device)
         # Chunk by chunk: where memory is short, a batch decodes none twice.
         order = np.lexsort((*chunk_numbers(lonlat), region))
         for begin, end in self._pieces(region[order], device):
             rows = order[begin:end]
-            readers = self._readers[region[rows[0]]]
+            readers = self._readers[region[rows[0]]][:n_scales]
             scales = windows.chunk(len(readers), dim=1)
             for reader, scale in zip(readers, scales, strict=True):
                 seen = None if views is None else views.take(rows).of_wider(reader.size_m / readers[0].size_m)

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from geobacter_core.encoder.data import RegionData, TripletWindows
+from geobacter_core.tiles.window import Scales
 
 Embeddings = NDArray[np.float32]
 Encode = Callable[[torch.Tensor], Embeddings]
@@ -72,15 +73,14 @@ class TestWindows:
         self,
         regions: Sequence[RegionData],
         size_px: int,
-        size_m: float | None = None,
-        context_m: float | None = None,
+        scales: Scales | None = None,
         n_triplets: int = MAX_TRIPLETS,
     ) -> None:
         """Cut the windows of at most `n_triplets`.
 
-        They have the triplets' sizes, unless `size_m` and `context_m` say others (ground metres).
+        They have the triplets' sizes, unless `scales` says others.
         """
-        data = TripletWindows(regions, "test", size_px, _MEMORY_BYTES, size_m, context_m)
+        data = TripletWindows(regions, "test", size_px, _MEMORY_BYTES, scales)
         index = np.arange(len(data))
         if len(data) > n_triplets:
             # The regions' shares stay as they are: every k-th triplet of the regions in a row.

@@ -228,7 +228,7 @@ def _how(difference: Difference) -> str:
 
 
 def _test_windows(region: RegionData, version: EncoderVersion) -> TestWindows:
-    return TestWindows([region], version.size_px, version.size_m, version.context_m)
+    return TestWindows([region], version.size_px, version.scales)
 
 
 def _paired(ours: Outcomes, theirs: Outcomes) -> Difference:

@@ -61,7 +61,10 @@ def _perceptron(dim: int, width: int) -> nn.Sequential:
 
 def network_spec(spec: WindowSpec, settings: TrainSettings) -> NetworkSpec:
     """The network for windows of a kind."""
-    return NetworkSpec(settings.network, spec.n_channels, spec.n_scales, settings.embedding_dim, settings.shares)
+    n_scales, has_surroundings = spec.scales.n_learnt, spec.scales.surroundings_m is not None
+    return NetworkSpec(
+        settings.network, spec.n_channels, n_scales, settings.embedding_dim, settings.shares, has_surroundings
+    )
 
 
 def new_learner(spec: WindowSpec, settings: TrainSettings, data: TripletWindows, device: torch.device) -> Learner:

@@ -30,9 +30,10 @@ class NetworkSpec:
     Attributes:
         architecture: Name of the backbone.
         n_channels: C, channels of a window at one scale.
-        n_scales: 2 where a wider window, the context, goes with each window; else 1.
+        n_scales: Scales that it learns from: 2 where a wider window, the context, goes with each window; else 1.
         embedding_dim: D.
         shares: Whether an embedding ends with what each channel covers.
+        surroundings: Whether windows have another scale, of which the shares are told, and nothing is learnt.
     """
 
     architecture: Architecture
@@ -40,19 +41,21 @@ class NetworkSpec:
     n_scales: int
     embedding_dim: int
     shares: bool = False
+    surroundings: bool = False
 
     def __post_init__(self) -> None:
         """Refuse too short an embedding."""
         if min(self.part_dims) < 1:
             raise EncoderError(
                 f"embedding_dim is {self.embedding_dim}, of which the shares of {self.n_channels} channels at "
-                f"{self.n_scales} scales take {self.share_dim}. Raise embedding_dim, or set shares to false."
+                f"{self.n_planes // self.n_channels} scales take {self.share_dim}. Raise embedding_dim, or set shares "
+                "to false."
             )
 
     @property
     def share_dim(self) -> int:
-        """How many of the D numbers tell what the channels cover, at each scale and in its middle."""
-        return 4 * self.n_planes if self.shares else 0
+        """How many of the D numbers tell what the channels cover: at each scale, and in the middle of those learnt."""
+        return 2 * (self.n_planes + self.n_learnt_planes) if self.shares else 0
 
     @property
     def part_dims(self) -> list[int]:
@@ -63,6 +66,11 @@ class NetworkSpec:
     @property
     def n_planes(self) -> int:
         """Channels of the input: those of all scales, one scale after the other."""
+        return self.n_channels * (self.n_scales + self.surroundings)
+
+    @property
+    def n_learnt_planes(self) -> int:
+        """The first of them, that it learns from."""
         return self.n_channels * self.n_scales
 
 
@@ -88,8 +96,8 @@ class EncoderNetwork(nn.Module):
         super().__init__()
         self.spec = spec
         self.n_scales = spec.n_scales
-        self.register_buffer("mean", torch.full((1, spec.n_planes, 1, 1), 127.5))
-        self.register_buffer("std", torch.full((1, spec.n_planes, 1, 1), 64.0))
+        self.register_buffer("mean", torch.full((1, spec.n_learnt_planes, 1, 1), 127.5))
+        self.register_buffer("std", torch.full((1, spec.n_learnt_planes, 1, 1), 64.0))
         if spec.shares:
             self.register_buffer("share_mean", torch.zeros(spec.share_dim))
             self.register_buffer("share_std", torch.ones(spec.share_dim))
@@ -98,11 +106,11 @@ class EncoderNetwork(nn.Module):
 
     def set_normalisation(self, windows: torch.Tensor) -> None:
         """Take mean and standard deviation per channel from a batch of windows, uint8 `[N, S·C, H, W]`."""
-        values = windows.float()
+        values = windows[:, : self.spec.n_learnt_planes].float()
         self.mean.copy_(values.mean((0, 2, 3), keepdim=True))
         self.std.copy_(values.std((0, 2, 3), keepdim=True).clamp_min(1.0))
         if self.spec.shares:
-            shares = _shares(windows)
+            shares = _shares(windows, self.spec.n_learnt_planes)
             self.share_mean.copy_(shares.mean(dim=0))
             # What is rare must not drown the rest where it comes up.
             self.share_std.copy_(shares.std(dim=0).clamp_min(_LEAST_SHARE_STD))
@@ -112,12 +120,12 @@ class EncoderNetwork(nn.Module):
         return self.joined(self.features(windows), windows)
 
     def features(self, windows: torch.Tensor) -> torch.Tensor:
-        """The backbone's output `[N, S·F]`: nearly all of the work."""
+        """The backbone's output `[N, S·F]`, of the S scales that it learns from: nearly all of the work."""
         scales = [
             # Arranged as bytes and normalised in place: with many channels the other way round takes 1.6 times as long.
             scale.contiguous(memory_format=torch.channels_last).float().sub_(mean).mul_(1 / std)
             for scale, mean, std in zip(
-                windows.chunk(self.n_scales, dim=1),
+                windows[:, : self.spec.n_learnt_planes].chunk(self.n_scales, dim=1),
                 self.mean.chunk(self.n_scales, dim=1),
                 self.std.chunk(self.n_scales, dim=1),
                 strict=True,
@@ -139,7 +147,7 @@ class EncoderNetwork(nn.Module):
         learnt = side_by_side(self.learnt(features))
         if not self.spec.shares:
             return learnt
-        shares = (_shares(windows) - self.share_mean) / self.share_std
+        shares = (_shares(windows, self.spec.n_learnt_planes) - self.share_mean) / self.share_std
         # Their length is that on average only: brought to it in each row, the shares could no longer be told.
         parts = [learnt * (1 - _SHARES_LENGTH**2) ** 0.5, shares * (_SHARES_LENGTH / self.spec.share_dim**0.5)]
         return functional.normalize(torch.cat(parts, dim=1), dim=1)
@@ -150,11 +158,12 @@ def side_by_side(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) / len(parts) ** 0.5
 
 
-def _shares(windows: torch.Tensor) -> torch.Tensor:
-    """Of windows, uint8 `[N, S·C, H, W]`, what each channel covers, float32 `[N, 4·S·C]`, from 0 up.
+def _shares(windows: torch.Tensor, n_learnt: int) -> torch.Tensor:
+    """Of windows, uint8 `[N, P, H, W]`, what each channel covers, float32 `[N, 2·P + 2·n_learnt]`, from 0 up.
 
     In a style of masks the mean of a channel is the share of the window that it covers; the deviation is steep where
-    that is small. Both at each scale, and in its middle, half as wide: what lies near counts for more.
+    that is small. Both of all P channels, and of the first `n_learnt` in the middle, half as wide, too: what lies near
+    counts for more. (The middle of the surroundings is the scale before them.)
     """
     # In pieces: as floats, a batch of many channels does not fit the processor's cache.
     is_whole = windows.device.type != "cpu" or torch.compiler.is_exporting()
@@ -162,7 +171,7 @@ def _shares(windows: torch.Tensor) -> torch.Tensor:
     shares = []
     for piece in pieces:
         quarter = piece.shape[-1] // 4
-        middle = piece[..., quarter:-quarter, quarter:-quarter]
+        middle = piece[:, :n_learnt, quarter:-quarter, quarter:-quarter]
         shares.append(torch.cat([_mean_and_deviation(piece), _mean_and_deviation(middle)], dim=1))
     return torch.asinh(torch.cat(shares) / (255 * _SHARE_KNEE))
 

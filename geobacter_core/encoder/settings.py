@@ -24,12 +24,16 @@ class TrainSettings(BaseModel):
     network: Architecture = "small"
     """The backbone: torchvision's ResNet-18, 34 or 50, or `small`, about 0.4 M parameters."""
 
-    embedding_dim: int = Field(default=192, ge=2, le=2048)
+    embedding_dim: int = Field(default=320, ge=2, le=2048)
     """D, the length of an embedding (the original's is 16)."""
 
     shares: bool = True
     """An embedding ends with mean and deviation of each channel, at each of S scales and in its middle: 4 S C of the D
     numbers. The rest is learnt."""
+
+    surroundings: bool = True
+    """The shares are told of the ground around, too, twice as wide as the widest window, from which nothing is learnt:
+    2 C of the D numbers. Where `shares` is false, without effect."""
 
     loss: LossName = "infonce"
     """`margin` is the original's, `softpn` Loc2Vec's; these take negatives from the triplets. `infonce` and

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,7 +68,7 @@ def train_tracked(
         RegistryError: MLflow does not answer at the beginning; or at the end, and then it says how to send the results.
         EncoderError: The training fails; the run is marked as failed.
     """
-    windows, checkpoints = check_regions(regions), registry.settings.checkpoints_folder
+    windows, checkpoints = check_regions(regions).seen_by(settings), registry.settings.checkpoints_folder
     send_killed(registry)
     run_id = _start(registry, regions, settings, windows, tags)
     log = RunLog(registry, run_id)
@@ -116,8 +116,7 @@ def card_facts(
         digest=weights_digest(trained.network),
         style=f"{windows.style}/{windows.style_version}",
         channels=regions[0].cache.manifest.channels,
-        size_m=windows.size_m,
-        context_m=windows.context_m,
+        scales=windows.scales,
         size_px=settings.size_px,
         network=settings.network,
         embedding_dim=settings.embedding_dim,
@@ -138,8 +137,7 @@ def _start(
     tags: Mapping[str, str],
 ) -> str:
     """Create the run with its parameters and inputs; returns its id."""
-    described = {"style": windows.style, "size_m": windows.size_m, "context_m": windows.context_m}
-    params = {**settings.model_dump(), **described}
+    params = {**settings.model_dump(), "style": windows.style, **asdict(windows.scales)}
     with registry.trouble():
         run = registry.client.create_run(registry.experiment_id, tags=resolve_tags({**tags, "code_version": VERSION}))
         run_id = str(run.info.run_id)

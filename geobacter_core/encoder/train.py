@@ -32,7 +32,7 @@ from geobacter_core.encoder.settings import TrainSettings
 from geobacter_core.errors import EncoderError
 from geobacter_core.files import digest_of
 
-VERSION = "7"
+VERSION = "8"
 """Raise when the same samples and settings would give another encoder."""
 
 _TIMED_STEPS = 12
@@ -174,14 +174,14 @@ def train(
             died, or a checkpoint cannot be written.
         TileCacheError: A chunk is missing or damaged.
     """
-    spec = check_regions(regions)
+    spec = check_regions(regions).seen_by(settings)
     size = n_processes(settings.n_processes)
     network_spec(spec, settings)  # before windows are cut for nothing
     _check_batch(regions, settings, size)
     with held(checkpoints, training_key(regions, settings)) as checkpoint:
         begun = checkpoint.load(Progress)
         resumed_from = 0 if begun is None else begun[1].step
-        test = TestWindows(regions, settings.size_px, n_triplets=_TEST_TRIPLETS)
+        test = TestWindows(regions, settings.size_px, spec.scales, _TEST_TRIPLETS)
         if size == 1 or (begun is not None and begun[1].is_over):
             _Training(regions, settings, checkpoint, best_device(), ALONE).run(test, on_step, on_epoch)
         else:
@@ -224,7 +224,8 @@ def _take_part(
 ) -> None:
     """What each process of a team does; the first one leaves the result in the checkpoint."""
     device = torch.device("cuda", team.rank) if torch.cuda.is_available() else torch.device("cpu")
-    test = TestWindows(regions, settings.size_px, n_triplets=_TEST_TRIPLETS) if team.leads else None
+    scales = check_regions(regions).seen_by(settings).scales
+    test = TestWindows(regions, settings.size_px, scales, _TEST_TRIPLETS) if team.leads else None
     _Training(regions, settings, checkpoint, device, team).run(test, report, report)
 
 
@@ -268,8 +269,9 @@ class _Training:
     ) -> None:
         """Go on from the checkpoint, or begin where there is none."""
         self._settings, self._checkpoint, self._device, self._team = settings, checkpoint, device, team
-        spec = check_regions(regions)
-        self._data = TripletWindows(regions, "train", settings.size_px, (settings.window_memory_mb << 20) // team.size)
+        spec = check_regions(regions).seen_by(settings)
+        budget = (settings.window_memory_mb << 20) // team.size
+        self._data = TripletWindows(regions, "train", settings.size_px, budget, spec.scales)
         batch_size = min(settings.batch_size, len(self._data))
         self._n_images = n_roles(settings) * (batch_size // team.size) * team.size
         self._per_epoch = self._data.n_batches(batch_size) * settings.n_echoes

@@ -13,6 +13,7 @@ from geobacter_core.encoder.network import NetworkSpec, weights_digest
 from geobacter_core.encoder.settings import ARCHITECTURES, Architecture, TrainSettings
 from geobacter_core.encoder.train import Trained
 from geobacter_core.errors import EncoderError, RegistryError
+from geobacter_core.tiles.window import Scales
 
 MODEL_NAME = "geobacter"
 
@@ -37,6 +38,7 @@ class EncoderVersion:
         network: Name of the backbone.
         context_m: Side in ground metres of the wider window that goes with each window, if there is one.
         shares: Whether an embedding ends with what each channel covers.
+        surroundings_m: Side in ground metres of the widest window, of which nothing is learnt, if there is one.
     """
 
     version: int
@@ -54,6 +56,7 @@ class EncoderVersion:
     network: Architecture = "resnet18"
     context_m: float | None = None
     shares: bool = False
+    surroundings_m: float | None = None
 
     @property
     def style_label(self) -> str:
@@ -66,19 +69,22 @@ class EncoderVersion:
         return f"{MODEL_NAME}/{self.version}"
 
     @property
-    def n_scales(self) -> int:
-        """S: 2 with a context, else 1."""
-        return 1 if self.context_m is None else 2
+    def scales(self) -> Scales:
+        """The sides of its windows."""
+        return Scales(self.size_m, self.context_m, self.surroundings_m)
 
     @property
     def spec(self) -> NetworkSpec:
         """What its network is built from."""
-        return NetworkSpec(self.network, self.n_channels, self.n_scales, self.embedding_dim, self.shares)
+        has_surroundings = self.surroundings_m is not None
+        return NetworkSpec(
+            self.network, self.n_channels, self.scales.n_learnt, self.embedding_dim, self.shares, has_surroundings
+        )
 
     @property
-    def window(self) -> tuple[float, float | None, int]:
-        """Size, context and pixels of its windows: two versions with the same are measured on the same windows."""
-        return self.size_m, self.context_m, self.size_px
+    def window(self) -> tuple[Scales, int]:
+        """Sides and pixels of its windows: two versions with the same are measured on the same windows."""
+        return self.scales, self.size_px
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +116,9 @@ def tags_of(trained: Trained, windows: WindowSpec, settings: TrainSettings) -> d
         "weights_digest": weights_digest(trained.network),
         "style": windows.style,
         "style_version": windows.style_version,
-        "size_m": f"{windows.size_m:g}",
-        "context_m": "" if windows.context_m is None else f"{windows.context_m:g}",
+        "size_m": f"{windows.scales.size_m:g}",
+        "context_m": _metres(windows.scales.context_m),
+        "surroundings_m": _metres(windows.scales.surroundings_m),
         "size_px": str(settings.size_px),
         "n_channels": str(windows.n_channels),
         "network": settings.network,
@@ -121,6 +128,10 @@ def tags_of(trained: Trained, windows: WindowSpec, settings: TrainSettings) -> d
         "test_triplet_accuracy": f"{trained.scores.triplet_accuracy:.4f}",
         "random_triplet_accuracy": f"{trained.random.triplet_accuracy:.4f}",
     }
+
+
+def _metres(side_m: float | None) -> str:
+    return "" if side_m is None else f"{side_m:g}"
 
 
 def version_of(number: int, run_id: str, tags: Mapping[str, str]) -> EncoderVersion:
@@ -146,6 +157,7 @@ def version_of(number: int, run_id: str, tags: Mapping[str, str]) -> EncoderVers
             network=_architecture(tags.get("network", "resnet18")),
             context_m=float(tags["context_m"]) if tags.get("context_m") else None,
             shares=tags.get("shares") == "yes",
+            surroundings_m=float(tags["surroundings_m"]) if tags.get("surroundings_m") else None,
         )
     except KeyError as missing:
         wrong = f"has no tag {missing}"

@@ -59,7 +59,7 @@ def evaluate_region(
     """
     settings = dataclasses.replace(settings, style=version.style)
     encoder = registry.load(version)
-    subject = Subject(version.name, encoder.encode, version.size_m, version.size_px, version.context_m)
+    subject = Subject(version.name, encoder.encode, version.scales, version.size_px)
     extract, _ = load_extract(settings.extract_folder(region.name))
     cells = probe_cells(extract.ground, region.cell_resolution, _CALIBRATION_CELLS, evaluation_settings.seed)
     windows = some_windows(subject, open_cache(settings, region), centres(cells))
@@ -69,7 +69,7 @@ def evaluate_region(
     data = _triplets(settings, region)
     if data is not None:
         on_progress("test triplets")
-        test = TestWindows([data], version.size_px, version.size_m, version.context_m)
+        test = TestWindows([data], version.size_px, version.scales)
         evaluation.scores = {subject.name: test.score(subject.encode) for subject in subjects}
     path = settings.evaluation_file(region.name)
     recipe = _recipe(settings, region, version, evaluation_settings)

@@ -19,7 +19,7 @@ from geobacter_core.evaluation.srai_embedders import srai_baselines
 from geobacter_core.evaluation.tags import coordinates, tag_counts
 from geobacter_core.tiles.cache import TileCache
 from geobacter_core.tiles.source import Pixels
-from geobacter_core.tiles.window import WindowReader
+from geobacter_core.tiles.window import Scales, WindowReader
 
 RANDOM = "random weights"
 PIXELS = "pixel shares"
@@ -35,27 +35,29 @@ class Subject:
     Attributes:
         name: In tables and pictures.
         encode: From windows to embeddings.
-        size_m: Side of its windows, ground metres.
+        scales: Sides of its windows.
         size_px: Side of its windows, pixels.
-        context_m: Side of the wider windows that it takes too, if any, ground metres.
     """
 
     name: str
     encode: Encode
-    size_m: float
+    scales: Scales
     size_px: int
-    context_m: float | None
 
     @property
     def extent_m(self) -> float:
-        """Side of the widest window."""
-        return max(self.size_m, self.context_m or 0.0)
+        """Side of the widest window, ground metres."""
+        return self.scales.extent_m
+
+    def reader(self, cache: TileCache) -> WindowReader:
+        """A reader of its windows."""
+        return WindowReader(cache, self.scales.size_m, self.size_px, self.scales.wider_m)
 
 
 def subject_of(name: str, network: EncoderNetwork, windows: WindowSpec, size_px: int) -> Subject:
     """A network as a subject, on the device that suits best."""
     device = best_device()
-    return Subject(name, encode_with(network.to(device), device), windows.size_m, size_px, windows.context_m)
+    return Subject(name, encode_with(network.to(device), device), windows.scales, size_px)
 
 
 def random_weights(spec: NetworkSpec, like: Subject, seed: int, windows: torch.Tensor) -> Subject:
@@ -73,15 +75,13 @@ def random_weights(spec: NetworkSpec, like: Subject, seed: int, windows: torch.T
     network.set_normalisation(windows)
     calibrate(network, windows)
     device = best_device()
-    encode = encode_with(network.to(device), device)
-    return Subject(RANDOM, encode, like.size_m, like.size_px, like.context_m)
+    return replace(like, name=RANDOM, encode=encode_with(network.to(device), device))
 
 
 def some_windows(subject: Subject, cache: TileCache, places: Places, n: int = 1024) -> torch.Tensor:
     """Windows of a subject at some of the places, evenly picked, uint8 `[≤ n, S·C, size_px, size_px]`."""
     rows = np.unique(np.linspace(0, len(places) - 1, min(n, len(places))).astype(np.int64))
-    reader = WindowReader(cache, subject.size_m, subject.size_px, subject.context_m)
-    return torch.from_numpy(reader.windows(places.lon[rows], places.lat[rows]))
+    return torch.from_numpy(subject.reader(cache).windows(places.lon[rows], places.lat[rows]))
 
 
 def embeddings_of(subject: Subject, asked: Questions) -> Matrix:
@@ -91,7 +91,7 @@ def embeddings_of(subject: Subject, asked: Questions) -> Matrix:
 
 def _windows(subject: Subject, asked: Questions) -> Iterator[Pixels]:
     """A subject's windows of the places that are asked about, a few at a time, uint8 `[≤ n, S·C, size_px, size_px]`."""
-    reader = WindowReader(asked.cache, subject.size_m, subject.size_px, subject.context_m)
+    reader = subject.reader(asked.cache)
     for begin in range(0, len(asked.places), _SLICE):
         part = slice(begin, begin + _SLICE)
         yield reader.windows(asked.places.lon[part], asked.places.lat[part])
@@ -104,7 +104,7 @@ def representations(subjects: Sequence[Subject], asked: Questions, seed: int) ->
     counts, _ = tag_counts(asked.features, asked.cells, asked.hidden)
     return {
         **{subject.name: embeddings_of(subject, asked) for subject in subjects},
-        # Of the context too: a baseline has all that the encoder has.
+        # Of the wider windows too: a baseline has all that the encoder has.
         PIXELS: np.concatenate([pixel_shares(scale) for scale in scales], axis=1),
         TAGS: counts,
         COORDINATES: coordinates(asked.places),

@@ -254,7 +254,8 @@ class Sweep:
         self, name: str, changes: dict[str, Value], seed: int, choice: Choice, regions: Sequence[RegionData]
     ) -> Trial:
         trained = train(regions, choice.train)
-        subject = subject_of(name, trained.network, check_regions(regions), choice.train.size_px)
+        windows = check_regions(regions).seen_by(choice.train)
+        subject = subject_of(name, trained.network, windows, choice.train.size_px)
         scores: dict[str, float] = {}
         for region, asked in self._questions(choice.style):
             embeddings = {name: embeddings_of(subject, asked)}

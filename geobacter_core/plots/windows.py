@@ -69,8 +69,9 @@ class Windows:
 
 
 def _context(table: EmbeddingTable) -> str:
-    context_m = table.metadata.get("context_m")
-    return f" and as many of the {float(context_m):g} m around it" if context_m else ""
+    sides_m = [table.metadata.get(name) for name in ("context_m", "surroundings_m")]
+    wider = " and ".join(f"the {float(side_m):g} m" for side_m in sides_m if side_m)
+    return f" and as many of {wider} around it" if wider else ""
 
 
 def _busy_rows(table: EmbeddingTable, cache: TileCache, rows: NDArray[np.int64]) -> NDArray[np.int64]:

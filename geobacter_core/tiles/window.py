@@ -1,7 +1,7 @@
 """Windows: squares of ground cut from the tiles, across tile and chunk borders, at any latitude.
 
-A window may be accompanied by its context, a wider window around the same place at the same number of pixels; its
-channels follow those of the window. Cutting has two steps. `WindowReader.patches` gathers the pixels around each place
+A window may be accompanied by wider ones around the same place at the same number of pixels (`Scales`); their channels
+follow those of the window. Cutting has two steps. `WindowReader.patches` gathers the pixels around each place
 from the cache, reduced by a power of two where the window is much finer than `size_px`; `resample` turns a whole batch
 of patches into windows with one bilinear pass, rotated, flipped and shifted if wanted. The reduction depends on nothing
 but latitude, `size_m` and `size_px`, so a window has the same pixels in training, in a table and in an answer to a
@@ -9,8 +9,8 @@ request.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from geobacter_core.errors import TileCacheError
 from geobacter_core.geo import CHUNK_PX, CHUNK_ZOOM, Floats, Place, Tile, lonlat_to_pixel, window_half_px
-from geobacter_core.tiles.cache import TileCache
+from geobacter_core.tiles.cache import WINDOW_MARGIN_M, TileCache
 from geobacter_core.tiles.mosaic import ChunkMemory, Mosaic
 from geobacter_core.tiles.source import Pixels
 
@@ -26,8 +26,45 @@ if TYPE_CHECKING:
     import torch
 
 _MEMORY_BYTES = 1 << 30
+_SURROUNDINGS = 2
 _MAX_SCALE = math.sqrt(2)
 """After reduction, a window has 1/√2 to √2 source pixels per output pixel (fewer only where none are there)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """The windows around a place that an encoder takes together, sides in ground metres.
+
+    Attributes:
+        size_m: Of the window itself.
+        context_m: Of a wider window, if there is one.
+        surroundings_m: Of the widest, if there is one: what covers how much of it is told, and nothing learnt from it.
+    """
+
+    size_m: float
+    context_m: float | None = None
+    surroundings_m: float | None = None
+
+    @property
+    def wider_m(self) -> tuple[float, ...]:
+        """All but the first."""
+        return tuple(side_m for side_m in (self.context_m, self.surroundings_m) if side_m is not None)
+
+    @property
+    def n_learnt(self) -> int:
+        """How many of them an encoder learns from: the first 2 with a context, else the first."""
+        return 1 if self.context_m is None else 2
+
+    @property
+    def extent_m(self) -> float:
+        """Side of the widest."""
+        return max(self.size_m, *self.wider_m, 0.0)
+
+    def with_surroundings(self) -> "Scales":
+        """The same and surroundings, twice as wide as the widest, as far as a tile cache reaches beyond its ground."""
+        widest_m = replace(self, surroundings_m=None).extent_m
+        side_m = min(_SURROUNDINGS * widest_m, 2 * WINDOW_MARGIN_M)
+        return replace(self, surroundings_m=side_m if side_m > widest_m else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +128,7 @@ def reach(max_shift: float, max_scale: float = 1.0) -> float:
 class WindowReader:
     """Reads windows of one region, with recently used chunks in a memory that other readers may share.
 
-    `context` reads the wider windows around the same places, if there are any.
+    `wider` read the wider windows around the same places, if there are any.
     """
 
     def __init__(
@@ -99,10 +136,10 @@ class WindowReader:
         cache: TileCache,
         size_m: float,
         size_px: int,
-        context_m: float | None = None,
+        wider_m: Sequence[float] = (),
         memory: ChunkMemory | None = None,
     ) -> None:
-        """Read windows of `size_m` ground metres and, where given, their contexts of `context_m`.
+        """Read windows of `size_m` ground metres and, where given, the wider ones around them.
 
         Without a memory the reader has its own, of 1 GiB.
         """
@@ -110,7 +147,7 @@ class WindowReader:
         self.size_m = size_m
         self.size_px = size_px
         self.memory = memory or ChunkMemory(_MEMORY_BYTES)
-        self.context = WindowReader(cache, context_m, size_px, memory=self.memory) if context_m else None
+        self.wider = tuple(WindowReader(cache, side_m, size_px, memory=self.memory) for side_m in wider_m)
 
     def patches(self, lon: Floats, lat: Floats, reach: float = 1.0) -> Patches:
         """The pixels within `reach` half sides of places given in degrees.
@@ -147,12 +184,13 @@ class WindowReader:
             yield pixels[top:bottom, left:right]
 
     def windows(self, lon: Floats, lat: Floats) -> Pixels:
-        """Windows of places in degrees, north up: uint8 `[N, S·C, size_px, size_px]`; S is 2 with a context, else 1."""
+        """Windows of places in degrees, north up: uint8 `[N, S·C, size_px, size_px]`; S counts the wider ones too."""
         windows = np.asarray(resample(self.patches(lon, lat), self.size_px).numpy(), np.uint8)
-        return windows if self.context is None else np.concatenate([windows, self.context.windows(lon, lat)], axis=1)
+        wider = [reader.windows(lon, lat) for reader in self.wider]
+        return np.concatenate([windows, *wider], axis=1) if wider else windows
 
     def window(self, place: Place) -> Pixels:
-        """One window, without its context, as a picture: uint8 `[size_px, size_px, C]`."""
+        """One window, without wider ones, as a picture: uint8 `[size_px, size_px, C]`."""
         windows = self.windows(np.array([place.lon]), np.array([place.lat]))
         return np.moveaxis(windows[0, : self.cache.n_channels], 0, -1)
 

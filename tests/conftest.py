@@ -214,7 +214,13 @@ def registration(helsinki: Built):
 
     registry = Registry(helsinki.settings)
     settings = TrainSettings(
-        network="small", size_px=32, embedding_dim=32, batch_size=20, max_epochs=1, max_seconds=120
+        network="small",
+        size_px=32,
+        embedding_dim=32,
+        surroundings=False,
+        batch_size=20,
+        max_epochs=1,
+        max_seconds=120,
     )
     data = [RegionData(helsinki.region.name, helsinki.triplets, helsinki.cache)]
     tags = {"dagster.run_id": "run-1", "dagster.asset_key": "location_encoder"}

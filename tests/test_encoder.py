@@ -100,6 +100,54 @@ def test_an_embedding_ends_with_the_shares_of_its_channels():
     assert np.square(embeddings[:, 8:]).sum(axis=1).mean() == pytest.approx(0.01, abs=0.0025)
 
 
+def test_the_surroundings_tell_their_shares_and_nothing_is_learnt_from_them():
+    with_them = NetworkSpec("small", 2, 2, 28, shares=True, surroundings=True)
+    assert (with_them.n_planes, with_them.share_dim, with_them.part_dims) == (6, 20, [4, 4])
+    network = random_network(with_them, seed=1).eval()
+    windows = noise(16, 6)
+    network.set_normalisation(windows)
+    other = windows.clone()
+    other[:, 4:] //= 4
+    with torch.inference_mode():
+        torch.testing.assert_close(network.features(windows), network.features(windows[:, :4]), rtol=0, atol=0)
+        ours, theirs = (network(each) for each in (windows, other))
+        ours, theirs = (each / each[:, :8].norm(dim=1, keepdim=True) for each in (ours, theirs))
+    # Means and deviations of the six planes, then of the middles of the four that are learnt from.
+    is_theirs = np.zeros(28, bool)
+    is_theirs[[12, 13, 18, 19]] = True
+    differs = (ours - theirs).abs().amax(dim=0).numpy() > 1e-6
+    np.testing.assert_array_equal(differs, is_theirs)
+
+
+@pytest.mark.parametrize(
+    ("scales", "surroundings_m"),
+    [
+        (Scales(100.0, 400.0), 800.0),
+        (Scales(200.0), 400.0),
+        (Scales(100.0, 400.0, 800.0), 800.0),
+        (Scales(100.0, 600.0), 1000.0),
+        (Scales(100.0, 1000.0), None),
+    ],
+)
+def test_surroundings_are_twice_as_wide_as_far_as_tiles_reach(scales, surroundings_m):
+    assert scales.with_surroundings() == Scales(scales.size_m, scales.context_m, surroundings_m)
+
+
+def test_surroundings_are_cut_for_embeddings_and_not_for_batches(helsinki, regions):
+    spec = check_regions(regions).seen_by(TINY)
+    assert spec.scales == Scales(200.0, None, 400.0)
+    assert check_regions(regions).seen_by(TINY.model_copy(update={"shares": False})).scales == Scales(200.0)
+    data = TripletWindows(regions, "train", 32, 1 << 28, spec.scales)
+    plain = TripletWindows(regions, "train", 32, 1 << 28)
+    (ours,), (theirs,) = some(data, TINY, 1), some(plain, TINY, 1)
+    assert torch.equal(ours.windows, theirs.windows)
+    index = np.array([0, 1])
+    windows = data.windows(index)
+    assert torch.equal(windows[:, :3], plain.windows(index))
+    lon, lat = helsinki.triplets.lonlat("train")[index, 0].T
+    np.testing.assert_array_equal(windows[:2, 3:], WindowReader(helsinki.cache, 400.0, 32).windows(lon, lat))
+
+
 def test_an_embedding_too_short_for_its_shares_is_refused():
     with pytest.raises(
         EncoderError, match=r"embedding_dim is 16, of which the shares of 12 channels at 2 scales take 96"

@@ -189,7 +189,13 @@ def regions(helsinki, tmp_path_factory):
 def trained(regions):
     """An encoder after so many steps, by its version number."""
     settings = TrainSettings(
-        network="small", size_px=32, embedding_dim=32, projection_dim=0, batch_size=32, learning_rate=0.003
+        network="small",
+        size_px=32,
+        embedding_dim=32,
+        surroundings=False,
+        projection_dim=0,
+        batch_size=32,
+        learning_rate=0.003,
     )
 
     def make(number, steps, seed=1):

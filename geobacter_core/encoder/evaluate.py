@@ -8,13 +8,11 @@ import torch
 from numpy.typing import NDArray
 
 from geobacter_core.encoder.data import RegionData, TripletWindows
-from geobacter_core.tiles.window import Scales
+from geobacter_core.tiles.window import Scales, memory_bytes
 
 Embeddings = NDArray[np.float32]
 Encode = Callable[[torch.Tensor], Embeddings]
-_BATCH = 64
 _MARGIN = 1.5
-_MEMORY_BYTES = 1 << 30
 MAX_TRIPLETS = 2000
 """So many test triplets are used at most; their order is random already, so these are a fair sample."""
 
@@ -80,16 +78,14 @@ class TestWindows:
 
         They have the triplets' sizes, unless `scales` says others.
         """
-        data = TripletWindows(regions, "test", size_px, _MEMORY_BYTES, scales)
+        data = TripletWindows(regions, "test", size_px, memory_bytes(regions[0].cache.n_channels), scales)
         index = np.arange(len(data))
         if len(data) > n_triplets:
             # The regions' shares stay as they are: every k-th triplet of the regions in a row.
             index = np.linspace(0, len(data) - 1, n_triplets).astype(np.int64)
         self.region = data.region[index]
-        batches = [data.windows(part) for part in np.array_split(index, max(1, len(index) // _BATCH))]
-        self.anchor, self.positive, self.negative = (
-            torch.cat([batch.chunk(3)[role] for batch in batches]) for role in range(3)
-        )
+        # All at once, for they are cut chunk by chunk, and no chunk is decoded twice.
+        self.anchor, self.positive, self.negative = data.windows(index).chunk(3)
 
     def __len__(self) -> int:
         return len(self.region)

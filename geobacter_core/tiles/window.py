@@ -25,7 +25,8 @@ from geobacter_core.tiles.source import Pixels
 if TYPE_CHECKING:
     import torch
 
-_MEMORY_BYTES = 1 << 30
+_CHUNKS_IN_MEMORY = 4
+"""As many as a window can touch: at one's corner, places in a row would otherwise decode them over and over."""
 _SURROUNDINGS = 2
 _MAX_SCALE = math.sqrt(2)
 """After reduction, a window has 1/√2 to √2 source pixels per output pixel (fewer only where none are there)."""
@@ -120,6 +121,11 @@ class Views:
         return Views(self.angle, self.flip, self.shift / ratio, self.scale)
 
 
+def memory_bytes(n_channels: int) -> int:
+    """What four chunks take, decoded, that have no tile of one colour: enough for places that come chunk by chunk."""
+    return _CHUNKS_IN_MEMORY * CHUNK_PX**2 * n_channels
+
+
 def reach(max_shift: float, max_scale: float = 1.0) -> float:
     """How far a view can reach from the window's centre, in half sides: its corner, turned anywhere, and the shift."""
     return math.sqrt(2) * max_scale + 2 * max_shift
@@ -141,12 +147,12 @@ class WindowReader:
     ) -> None:
         """Read windows of `size_m` ground metres and, where given, the wider ones around them.
 
-        Without a memory the reader has its own, of 1 GiB.
+        Without a memory the reader has its own, with room for four chunks as they lie in the cache.
         """
         self.cache = cache
         self.size_m = size_m
         self.size_px = size_px
-        self.memory = memory or ChunkMemory(_MEMORY_BYTES)
+        self.memory = memory or ChunkMemory(memory_bytes(cache.n_channels))
         self.wider = tuple(WindowReader(cache, side_m, size_px, memory=self.memory) for side_m in wider_m)
 
     def patches(self, lon: Floats, lat: Floats, reach: float = 1.0) -> Patches:

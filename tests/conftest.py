@@ -177,7 +177,9 @@ def make_cache(tmp_path_factory: pytest.TempPathFactory) -> MakeCache:
             path = chunk_file(folder, chunk)
             write_chunk(path, chunk, np.ascontiguousarray(tiles, dtype=np.uint8), {"geobacter:recipe": recipe})
             summaries.append(
-                ChunkSummary(x=chunk.x, y=chunk.y, digest="0" * 64, n_blank=0, size_bytes=path.stat().st_size)
+                ChunkSummary(
+                    x=chunk.x, y=chunk.y, recipe=recipe, digest="0" * 64, n_blank=0, size_bytes=path.stat().st_size
+                )
             )
         manifest = TileManifest(
             region="made-up",

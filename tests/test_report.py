@@ -50,7 +50,7 @@ class MadeCache(TileCache):
             digest="d",
             extract_sha256="e",
             osm_timestamp="2024-03-04T21:21:35Z",
-            chunks=(ChunkSummary(x=self.only.x, y=self.only.y, digest="d", n_blank=0, size_bytes=1000),),
+            chunks=(ChunkSummary(x=self.only.x, y=self.only.y, recipe="r", digest="d", n_blank=0, size_bytes=1000),),
         )
 
     def strips(self, chunk: Tile) -> Iterator[Pixels]:

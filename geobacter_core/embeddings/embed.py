@@ -1,5 +1,8 @@
 """Embed a region: a window for every cell, identical windows once, one sorted GeoParquet table.
 
+Where a table of the same encoder is there already, only windows are cut that a changed tile lies under, and only those
+are encoded whose pixels differ (see `before`); the result has the same content as one made from scratch.
+
 Cells come in batches of one coarse H3 cell, each written as a part; the parts, already in order, are then strung
 together. A killed run goes on with the parts that are there.
 """
@@ -18,15 +21,16 @@ import pyarrow.parquet as pq
 import shapely
 from numpy.typing import NDArray
 
-from geobacter_core.embeddings.table import read_metadata, rows, table_writer
+from geobacter_core.embeddings.before import Before, Known, write_tiles
+from geobacter_core.embeddings.table import ContentDigest, milliseconds, read_metadata, rows, table_writer
 from geobacter_core.encoder.version import Encoder, EncoderVersion
 from geobacter_core.errors import EmbeddingsError
-from geobacter_core.files import check_pages, digest_of, remove_temporaries, sha256_of_file, written_aside
+from geobacter_core.files import check_pages, digest_of, remove_temporaries, written_aside
 from geobacter_core.geo import Cells, cells_within
 from geobacter_core.tiles.cache import TileCache
 from geobacter_core.tiles.window import WindowReader
 
-VERSION = "1"
+VERSION = "2"
 """Raise when the same tiles and encoder would give another table."""
 
 _SLICE = 512
@@ -40,10 +44,13 @@ class EmbedResult:
 
     Attributes:
         path: The GeoParquet file.
-        digest: Hex SHA-256 of the file: the asset's data version.
+        digest: Of the rows' content, see `table.ContentDigest`: the asset's data version.
         n_cells: Rows.
         n_encoded: Windows that went through the encoder in this run; 0 when the table was up to date.
         was_current: Whether the table was kept as it was.
+        n_tiles_changed: Tiles that differ from those of the table before; None where there was none to compare with.
+        n_checked: Cells whose windows were cut in this run.
+        n_changed: Of these, cells whose pixels differ from those of the table before, or that it did not have.
     """
 
     path: Path
@@ -51,6 +58,9 @@ class EmbedResult:
     n_cells: int
     n_encoded: int
     was_current: bool
+    n_tiles_changed: int | None = None
+    n_checked: int = 0
+    n_changed: int = 0
 
 
 def embed_region(
@@ -100,7 +110,8 @@ def embed_region(
     work = path.parent / f"parts-{recipe[:16]}"
     _clean(path.parent, keep=work)
     work.mkdir(parents=True, exist_ok=True)
-    table = _Embedder(cache, version, load, manifest.osm_timestamp)
+    before = Before.open(path, version.digest, cache)
+    table = _Embedder(cache, version, load, milliseconds(manifest.osm_timestamp), before)
     parts: list[Path] = []
     n_cells = 0
     n_all = sum(len(cells) for cells in cells_within(ground, resolution))
@@ -121,8 +132,12 @@ def embed_region(
             f"Region '{manifest.region}': no cell of resolution {resolution} has its centre in the region. "
             "Give it a finer cell_resolution in regions.toml."
         )
+    digest = ContentDigest()
+    for part in parts:
+        digest.update(pq.read_table(part))
     metadata = {
         "recipe": recipe,
+        "digest": digest.hexdigest(),
         "region": manifest.region,
         "cell_resolution": resolution,
         "encoder": version.name,
@@ -141,8 +156,18 @@ def embed_region(
     with written_aside(path) as temporary, table_writer(temporary, version.embedding_dim, metadata) as writer:
         for part in parts:
             writer.write_table(pq.read_table(part).cast(writer.schema.remove_metadata()))
+    write_tiles(path, recipe, cache)
     shutil.rmtree(work, ignore_errors=True)
-    return EmbedResult(path, sha256_of_file(path), n_cells, table.n_encoded, was_current=False)
+    return EmbedResult(
+        path,
+        digest.hexdigest(),
+        n_cells,
+        table.n_encoded,
+        was_current=False,
+        n_tiles_changed=None if before is None else before.n_tiles_changed,
+        n_checked=table.n_checked,
+        n_changed=table.n_changed,
+    )
 
 
 def _from(n_before: int, n_all: int, on_cells: Callable[[int, int], None]) -> Callable[[int], None]:
@@ -160,7 +185,7 @@ def _current(path: Path, recipe: str) -> EmbedResult | None:
         if path.exists():
             _log.warning("%s; it is made again now", problem)
         return None
-    return EmbedResult(path, sha256_of_file(path), int(metadata["n_cells"]), 0, was_current=True)
+    return EmbedResult(path, str(metadata["digest"]), int(metadata["n_cells"]), 0, was_current=True)
 
 
 def _clean(folder: Path, keep: Path) -> None:
@@ -182,7 +207,8 @@ class _Embedder:
         cache: TileCache,
         version: EncoderVersion,
         load: Callable[[EncoderVersion], Encoder],
-        osm_timestamp: str,
+        timestamp: int,
+        before: Before | None,
     ) -> None:
         self._reader = WindowReader(cache, version.size_m, version.size_px, version.scales.wider_m)
         self._version = version
@@ -190,21 +216,33 @@ class _Embedder:
         self._encoder: Encoder | None = None
         self._known: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
         self._style = cache.manifest.style_label
-        self._osm_timestamp = osm_timestamp
-        self.n_encoded = 0
+        self._timestamp = timestamp
+        self._before = before
+        self.n_encoded = self.n_checked = self.n_changed = 0
 
     def embed(self, cells: Cells, on_cells: Callable[[int], None]) -> pa.Table:
-        """The rows of a batch of cells."""
-        embeddings = np.empty((len(cells), self._version.embedding_dim), np.float32)
-        digests: list[bytes] = []
-        for begin in range(0, len(cells), _SLICE):
-            part = slice(begin, begin + _SLICE)
+        """The rows of a batch of cells: those of the table before, or new ones where a window's pixels have changed."""
+        known, wanted = Known.nothing(len(cells), self._version.embedding_dim), np.arange(len(cells))
+        if self._before is not None:
+            known = self._before.rows(cells)
+            is_touched = self._before.touched(cells, self._version.scales.extent_m, self._version.size_px)
+            wanted = np.flatnonzero(is_touched | ~known.is_there)
+        n_kept = len(cells) - len(wanted)
+        for begin in range(0, len(wanted), _SLICE):
+            part = wanted[begin : begin + _SLICE]
             windows = self._reader.windows(cells.lon[part], cells.lat[part])
             found = [hashlib.sha256(window).digest() for window in windows]
-            embeddings[part] = self._embed_windows(windows, found)
-            digests += found
-            on_cells(len(digests))
-        return rows(cells, embeddings, digests, self._version.name, self._style, self._osm_timestamp)
+            new = [row for row, digest in enumerate(found) if digest != known.digests[part[row]]]
+            if new:
+                rows_ = part[new]
+                known.embeddings[rows_] = self._embed_windows(windows[new], [found[row] for row in new])
+                known.timestamps[rows_] = self._timestamp
+                for row in new:
+                    known.digests[part[row]] = found[row]
+            self.n_checked += len(part)
+            self.n_changed += len(new)
+            on_cells(n_kept + begin + len(part))
+        return rows(cells, known.embeddings, known.digests, self._version.name, self._style, known.timestamps)
 
     def _embed_windows(self, windows: NDArray[np.uint8], digests: list[bytes]) -> NDArray[np.float32]:
         first = {digest: index for index, digest in reversed(list(enumerate(digests)))}

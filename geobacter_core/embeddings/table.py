@@ -1,5 +1,6 @@
 """The embedding table of a region: GeoParquet, one row per H3 cell, sorted by cell."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,6 @@ import shapely
 from numpy.typing import NDArray
 
 from geobacter_core.errors import EmbeddingsError
-from geobacter_core.files import sha256_of_file
 from geobacter_core.geo import Cells, cells_within
 
 _REMEDY = "Materialise region_embeddings for the region."
@@ -52,7 +52,7 @@ COLUMNS = {
     "window_digest": "SHA-256 of the window's pixels",
     "encoder": "name/version in the MLflow registry",
     "style": "name/version of the map style",
-    "osm_timestamp": "state of the OSM data",
+    "osm_timestamp": "state of the OSM data in which the window last changed",
 }
 
 
@@ -66,7 +66,7 @@ class EmbeddingTable:
         lat: Cell centres, degrees, `[N]`.
         embeddings: float32 `[N, D]`, rows of length 1.
         metadata: What the table was made from: region, encoder, digests, counts.
-        digest: Hex SHA-256 of the file: the asset's data version.
+        digest: Of the rows' content, see `ContentDigest`: the asset's data version.
     """
 
     cells: NDArray[np.str_]
@@ -103,6 +103,8 @@ def read_table(path: Path) -> EmbeddingTable:
         EmbeddingsError: The file is missing or damaged.
     """
     metadata = read_metadata(path)
+    if "digest" not in metadata:
+        raise EmbeddingsError(f"{path} was written by an earlier Geobacter. {_REMEDY}")
     try:
         table = pq.read_table(
             path, columns=["cell", "lon", "lat", "embedding"], page_checksum_verification=True
@@ -118,7 +120,7 @@ def read_table(path: Path) -> EmbeddingTable:
         lat=table["lat"].to_numpy(),
         embeddings=values.reshape(-1, dim),
         metadata=metadata,
-        digest=sha256_of_file(path),
+        digest=str(metadata["digest"]),
     )
 
 
@@ -164,12 +166,11 @@ def rows(
     digests: list[bytes],
     encoder: str,
     style: str,
-    osm_timestamp: str,
+    timestamps: NDArray[np.int64],
 ) -> pa.Table:
-    """Cells with their embeddings `[N, D]` and window digests as rows of a table."""
+    """Cells as rows of a table, with embeddings `[N, D]`, window digests and timestamps, milliseconds since 1970."""
     n, dim = embeddings.shape
     flat = pa.array(np.ascontiguousarray(embeddings).reshape(-1), pa.float32())
-    milliseconds = np.datetime64(osm_timestamp.removesuffix("Z"), "ms").astype(np.int64)
     columns = schema(dim)
     return pa.Table.from_arrays(
         [
@@ -181,10 +182,40 @@ def rows(
             pa.array(digests, pa.binary()),
             pa.array([encoder] * n, pa.string()),
             pa.array([style] * n, pa.string()),
-            pa.array(np.full(n, milliseconds), pa.timestamp("ms", tz="UTC")),
+            pa.array(timestamps, pa.timestamp("ms", tz="UTC")),
         ],
         schema=columns,
     )
+
+
+class ContentDigest:
+    """Hex SHA-256 over the rows of a table, less the times of their last change.
+
+    A table that was brought up to date knows when each window changed, and one made from scratch cannot; all else is
+    the same, and so is this.
+    """
+
+    def __init__(self) -> None:
+        self._sha = hashlib.sha256()
+
+    def update(self, rows_: pa.Table) -> None:
+        """Take rows in, in the order of the table; how they are cut into pieces does not matter."""
+        embeddings = rows_["embedding"].combine_chunks()
+        width = 4 * embeddings.type.list_size
+        numbers = embeddings.flatten().to_numpy(zero_copy_only=False).tobytes()
+        names = zip(*(rows_[name].to_pylist() for name in ("cell", "encoder", "style", "window_digest")), strict=True)
+        for row, (cell, encoder, style, window_digest) in enumerate(names):
+            self._sha.update(f"{cell}|{encoder}|{style}|".encode())
+            self._sha.update(window_digest + numbers[row * width : (row + 1) * width])
+
+    def hexdigest(self) -> str:
+        """Of all rows so far."""
+        return self._sha.hexdigest()
+
+
+def milliseconds(osm_timestamp: str) -> int:
+    """An ISO 8601 time in UTC as milliseconds since 1970."""
+    return int(np.datetime64(osm_timestamp.removesuffix("Z"), "ms").astype(np.int64))
 
 
 @contextmanager

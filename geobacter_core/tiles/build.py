@@ -1,7 +1,8 @@
 """Building a tile cache: chunk by chunk, by a pool of processes, beside other builds of the same cache.
 
-A chunk of the wanted recipe whose tiles still have their digests is not made again, so a killed build goes on where it
-stopped, and several builds share the work (see `locks`).
+Every chunk has a recipe of its own: style, source, and what it is drawn from (see `inputs`). One of the wanted recipe
+whose tiles still have their digests is not made again. So a killed build goes on where it stopped, several builds share
+the work (see `locks`), and after a change of the map only the chunks that can show it are rendered.
 """
 
 import errno
@@ -34,7 +35,7 @@ from geobacter_core.tiles.chunk import (
 from geobacter_core.tiles.source import TileSource
 from geobacter_core.tiles.style import Style
 
-VERSION = "1"
+VERSION = "2"
 """Raise when the same source would give other chunk files."""
 
 _FEW_CHUNKS = 4
@@ -51,11 +52,13 @@ class Inputs:
         digest: Of the map features; for a tile server, of the extract.
         extract_sha256: The extract behind them.
         osm_timestamp: That of the extract.
+        of_chunks: Digest of what each chunk follows from; None where nothing narrower than `digest` is known.
     """
 
     digest: str
     extract_sha256: str
     osm_timestamp: str
+    of_chunks: Mapping[Tile, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +72,20 @@ class BuildResult:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What a worker needs to know to make or check chunks of one region."""
+    """What a worker needs to know to make or check chunks of one region; `recipe` is that of the whole cache."""
 
     folder: Path
     source: TileSource
     metadata: Mapping[str, str]
+    recipe: str
 
-    @property
-    def recipe(self) -> str:
-        return self.metadata[RECIPE]
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A chunk and the recipe that its file must have."""
+
+    tile: Tile
+    recipe: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +124,24 @@ def build_cache(
     Raises:
         TileCacheError: Some chunks could not be made, and it names them, or the disk is full. The others stay.
     """
-    recipe = digest_of("tiles", VERSION, style.digest, source.name, inputs.digest)
+    of_source = ("tiles", VERSION, style.digest, source.name)
+    recipe = digest_of(*of_source, inputs.digest)
     metadata = {
         "geobacter:style": style.label,
         "geobacter:style_digest": style.digest,
         "geobacter:source": source.name,
         "geobacter:extract_sha256": inputs.extract_sha256,
-        RECIPE: recipe,
     }
-    chunks = chunks_of(ground)
+    of_chunks = inputs.of_chunks
+    chunks = [
+        _Wanted(chunk, recipe if of_chunks is None else digest_of(*of_source, of_chunks[chunk]))
+        for chunk in chunks_of(ground)
+    ]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locks.building(folder, recipe):
             remove_temporaries(folder)
-            made = _make_all(_Job(folder, source, metadata), region, chunks, on_chunk)
+            made = _make_all(_Job(folder, source, metadata, recipe), region, chunks, on_chunk)
             summaries = sorted((outcome.summary for outcome in made if outcome.summary), key=lambda s: (s.x, s.y))
             manifest = TileManifest(
                 region=region,
@@ -155,7 +167,7 @@ def build_cache(
     return BuildResult(manifest, n_made, len(summaries) - n_made)
 
 
-def _make_all(job: _Job, region: str, chunks: list[Tile], on_chunk: Callable[[int, int], None]) -> list[_Outcome]:
+def _make_all(job: _Job, region: str, chunks: list[_Wanted], on_chunk: Callable[[int, int], None]) -> list[_Outcome]:
     """Every chunk's outcome, none of them a failure.
 
     Raises:
@@ -168,8 +180,8 @@ def _make_all(job: _Job, region: str, chunks: list[Tile], on_chunk: Callable[[in
             outcomes.append(outcome)
             on_chunk(len(outcomes), len(chunks))
             if outcome.failure is not None:
-                failures[chunk] = outcome.failure
-                _log.error("%s: chunk %s failed: %s", region, chunk, outcome.failure)
+                failures[chunk.tile] = outcome.failure
+                _log.error("%s: chunk %s failed: %s", region, chunk.tile, outcome.failure)
                 if isinstance(outcome.failure, TileServerDownError):
                     break
                 if isinstance(outcome.failure, OSError) and outcome.failure.errno in _DISK_IS_FULL:
@@ -204,9 +216,9 @@ def _remove_strangers(folder: Path, manifest: TileManifest) -> None:
             path.unlink(missing_ok=True)
 
 
-def _outcomes(job: _Job, chunks: list[Tile]) -> Generator[tuple[Tile, _Outcome], None, None]:
+def _outcomes(job: _Job, chunks: list[_Wanted]) -> Generator[tuple[_Wanted, _Outcome], None, None]:
     """Each chunk with its outcome: those that are there already, those made here, then those that others made."""
-    missing: list[Tile] = []
+    missing: list[_Wanted] = []
     with ThreadPoolExecutor(n_processors()) as pool:
         present = pool.map(lambda chunk: _reuse(job, chunk), chunks)
         for chunk, (summary, problem) in zip(chunks, present, strict=True):
@@ -216,7 +228,7 @@ def _outcomes(job: _Job, chunks: list[Tile]) -> Generator[tuple[Tile, _Outcome],
                 missing.append(chunk)
             else:
                 yield chunk, _Outcome(summary)
-    busy: list[Tile] = []
+    busy: list[_Wanted] = []
     for chunk, outcome in _made(job, missing):
         if outcome.is_busy:
             busy.append(chunk)
@@ -226,17 +238,17 @@ def _outcomes(job: _Job, chunks: list[Tile]) -> Generator[tuple[Tile, _Outcome],
         yield chunk, _make(job, chunk, wait=True)
 
 
-def _reuse(job: _Job, chunk: Tile) -> tuple[ChunkSummary | None, str]:
+def _reuse(job: _Job, chunk: _Wanted) -> tuple[ChunkSummary | None, str]:
     """The summary of the chunk that is there, if it is whole and the wanted one; what is wrong if it is damaged."""
-    path = chunk_file(job.folder, chunk)
+    path = chunk_file(job.folder, chunk.tile)
     try:
-        is_wanted = chunk_metadata(path).get(RECIPE) == job.recipe
-        return (check_chunk(path, chunk) if is_wanted else None), ""
+        is_wanted = chunk_metadata(path).get(RECIPE) == chunk.recipe
+        return (check_chunk(path, chunk.tile) if is_wanted else None), ""
     except TileCacheError as problem:
         return None, str(problem) if path.exists() else ""
 
 
-def _made(job: _Job, chunks: list[Tile]) -> Iterator[tuple[Tile, _Outcome]]:
+def _made(job: _Job, chunks: list[_Wanted]) -> Iterator[tuple[_Wanted, _Outcome]]:
     """Make chunks that no other process is making, here or in a pool, and yield each outcome as it comes."""
     workers = min(n_processors(), len(chunks), job.source.max_processes or len(chunks))
     if workers <= 1 or len(chunks) <= _FEW_CHUNKS:
@@ -246,7 +258,7 @@ def _made(job: _Job, chunks: list[Tile]) -> Iterator[tuple[Tile, _Outcome]]:
     # Spawned, because a fork of a process that has threads (Dagster's, torch's) can hang.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     waiting = iter(chunks)
-    running: dict[Future[_Outcome], Tile] = {}
+    running: dict[Future[_Outcome], _Wanted] = {}
     try:
         while True:
             # A few in flight per worker keep it busy, and few are lost when the build ends early.
@@ -265,7 +277,7 @@ def _made(job: _Job, chunks: list[Tile]) -> Iterator[tuple[Tile, _Outcome]]:
         pool.shutdown(cancel_futures=True)
 
 
-def _make_in_worker(job: _Job, chunk: Tile) -> _Outcome:
+def _make_in_worker(job: _Job, chunk: _Wanted) -> _Outcome:
     with locks.taking_part(job.folder, job.recipe):
         parent = multiprocessing.parent_process()
         if parent is not None and not parent.is_alive():
@@ -274,16 +286,17 @@ def _make_in_worker(job: _Job, chunk: Tile) -> _Outcome:
         return _make(job, chunk, wait=False)
 
 
-def _make(job: _Job, chunk: Tile, wait: bool) -> _Outcome:
+def _make(job: _Job, chunk: _Wanted, wait: bool) -> _Outcome:
     """Make a chunk, unless another process does or has done so. A failure is returned, for the other chunks go on."""
-    path = chunk_file(job.folder, chunk)
+    path = chunk_file(job.folder, chunk.tile)
     try:
-        with locks.making(job.folder, chunk, wait) as is_ours:
+        with locks.making(job.folder, chunk.tile, wait) as is_ours:
             if not is_ours:
                 return _Outcome()
             summary, _ = _reuse(job, chunk)
             if summary is not None:
                 return _Outcome(summary)
-            return _Outcome(write_chunk(path, chunk, job.source.strips(chunk), job.metadata), was_made=True)
+            metadata = {**job.metadata, RECIPE: chunk.recipe}
+            return _Outcome(write_chunk(path, chunk.tile, job.source.strips(chunk.tile), metadata), was_made=True)
     except (GeobacterError, OSError, RuntimeError) as problem:
         return _Outcome(failure=problem)

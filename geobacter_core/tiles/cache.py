@@ -32,6 +32,7 @@ from geobacter_core.tiles.chunk import (
     chunk_file,
     chunk_metadata,
     chunks_in,
+    read_digests,
     read_strips,
 )
 from geobacter_core.tiles.source import Pixels
@@ -52,7 +53,7 @@ class TileManifest(BaseModel):
         style_version: The style's version.
         channels: Names of the C channels.
         source: What made the tiles.
-        recipe: Digest of everything the pixels follow from.
+        recipe: Digest of what the cache was built from as a whole; each chunk has its own.
         digest: Digest over the tiles' digests: the asset's data version.
         extract_sha256: The extract behind the tiles.
         osm_timestamp: That of the extract.
@@ -125,7 +126,7 @@ class TileCache:
         """
         self.folder = folder
         self.manifest = load_manifest(folder)
-        self._chunks = {summary.tile for summary in self.manifest.chunks}
+        self._chunks = {summary.tile: summary for summary in self.manifest.chunks}
         if style is not None and (self.manifest.style_label, self.manifest.channels) != (style.label, style.channels):
             raise TileCacheError(
                 f"Tile cache {folder} of region '{self.manifest.region}' was built with style "
@@ -150,15 +151,27 @@ class TileCache:
         Raises:
             TileCacheError: The chunk is not in the cache, missing on disk, damaged, or of another recipe.
         """
+        yield from read_strips(self._path(chunk), chunk)
+
+    def tile_digests(self, chunk: Tile) -> list[bytes]:
+        """SHA-256 of each tile of a chunk, row by row from the north-west, `[256]`; the pixels are not looked at.
+
+        Raises:
+            TileCacheError: As `strips`.
+        """
+        return read_digests(self._path(chunk), chunk)
+
+    def _path(self, chunk: Tile) -> Path:
+        """The file of a chunk, which is the one that the manifest lists."""
         if chunk not in self._chunks:
             raise TileCacheError(
                 f"Tile cache {self.folder} of region '{self.manifest.region}' does not reach chunk {chunk}. "
                 f"Ask for places in the region; windows may overhang it by less than {WINDOW_MARGIN_M:.0f} m."
             )
         path = chunk_file(self.folder, chunk)
-        if reason := _stranger(path, self.manifest):
+        if reason := _stranger(path, self.manifest, self._chunks[chunk]):
             raise TileCacheError(reason)
-        yield from read_strips(path, chunk)
+        return path
 
 
 def open_cache(settings: Settings, region: Region) -> TileCache:
@@ -179,10 +192,10 @@ def open_cache(settings: Settings, region: Region) -> TileCache:
     return cache
 
 
-def _stranger(path: Path, manifest: TileManifest) -> str | None:
-    """Why a chunk file is not one of the manifest's; None if it is."""
+def _stranger(path: Path, manifest: TileManifest, listed: ChunkSummary) -> str | None:
+    """Why a chunk file is not the one that the manifest lists; None if it is."""
     metadata = chunk_metadata(path)
-    if metadata.get(RECIPE) == manifest.recipe:
+    if metadata.get(RECIPE) == listed.recipe:
         return None
     return (
         f"Chunk {path} was made by {metadata.get('geobacter:source', 'another source')} in style "
@@ -287,7 +300,7 @@ def _finding(folder: Path, chunk: Tile, manifest: TileManifest | None, listed: C
     if not path.exists():
         return "missing", ""
     try:
-        if manifest is not None and (reason := _stranger(path, manifest)):
+        if manifest is not None and listed is not None and (reason := _stranger(path, manifest, listed)):
             return "stranger", reason
         summary = check_chunk(path, chunk)
     except TileCacheError as damage:

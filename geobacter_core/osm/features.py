@@ -221,6 +221,13 @@ def _write_layers(
     return counts, dict(broken)
 
 
+def reach_box(bounds: Bounds) -> tuple[float, float, float, float]:
+    """West, south, east, north in degrees of what is kept for a region, a little generously."""
+    scale = float(mercator_scale(np.array([bounds.south, bounds.north]))[0].max())
+    margin = 2 * scale * _MARGIN_M / 111_000
+    return bounds.west - margin, bounds.south - margin, bounds.east + margin, bounds.north + margin
+
+
 def _near(bounds: Bounds) -> tuple[float, float, float, float]:
     """The mercator box of what can show in a window of the region."""
     x, y = lonlat_to_mercator(np.array([bounds.west, bounds.east]), np.array([bounds.south, bounds.north]))

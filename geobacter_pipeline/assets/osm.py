@@ -6,7 +6,7 @@ from geobacter_core.osm import extract as core_extract
 from geobacter_core.osm import features as core_features
 from geobacter_core.tiles.style import all_keys
 from geobacter_pipeline.partitions import region_partitions
-from geobacter_pipeline.report_back import columns, core_errors
+from geobacter_pipeline.report_back import Progress, columns, core_errors
 from geobacter_pipeline.resources import Geobacter
 
 OWNERS = ["team:geobacter"]
@@ -21,15 +21,23 @@ OWNERS = ["team:geobacter"]
     retry_policy=dg.RetryPolicy(max_retries=3, delay=20, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
 )
 def osm_extract(context: dg.AssetExecutionContext, geobacter: Geobacter) -> dg.MaterializeResult[None]:
-    """The region's `.osm.pbf`, proven readable, with its provenance beside it."""
+    """The region's `.osm.pbf`, proven readable, with its provenance beside it; brought up to date if it is there."""
+    from geobacter_core.osm.changes import update_extract  # brings requests along
+
     region = geobacter.region(context.partition_key)
     folder = geobacter.settings.extract_folder(region.name)
-    with core_errors():
-        extract = core_extract.fetch_extract(region, folder)
+    with core_errors(), Progress(context, "change files") as progress:
+        update = update_extract(region, folder, progress)
+    extract = update.extract
+    if update.note:
+        context.log.info(f"{region.name}: {update.note}")
     return dg.MaterializeResult(
         data_version=dg.DataVersion(extract.sha256),
         metadata={
             "source": extract.source,
+            "update": update.how,
+            "change files applied": update.n_changes,
+            "note": update.note or "none",
             "path": dg.MetadataValue.path(folder / extract.file),
             "size_bytes": extract.size_bytes,
             "sha256": extract.sha256,

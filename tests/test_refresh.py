@@ -108,7 +108,7 @@ def test_a_refresh_equals_a_build_from_scratch_and_encodes_what_changed(helsinki
     assert table.digest == of_all.digest
     assert of_all.n_tiles_changed is None
     assert of_all.n_checked == of_all.n_changed == table.n_cells
-    # One house in a town of 1,001 cells: the windows of 200 m around it, and some beside them.
+    # One house: the windows of 200 m around it, and some beside them.
     assert 1 <= table.n_tiles_changed <= 6
     assert 0 < table.n_encoded <= table.n_changed < table.n_checked < table.n_cells / 3
     ours, theirs = (pq.read_table(each.embeddings_file("helsinki")) for each in (own, scratch))

@@ -9,12 +9,12 @@ export PYTHONUNBUFFERED ?= 1
 BIN := .venv/bin
 LAUNCH := $(BIN)/python -m geobacter_pipeline
 
-.PHONY: demo region build train embed evaluate sweep dev test test-tileserver check format clean
+.PHONY: demo region build train embed refresh evaluate sweep dev test test-tileserver check format clean
 
 demo: .venv/installed $(DAGSTER_HOME)/dagster.yaml
 	@$(LAUNCH) demo
 
-region build embed evaluate: .venv/installed $(DAGSTER_HOME)/dagster.yaml
+region build embed refresh evaluate: .venv/installed $(DAGSTER_HOME)/dagster.yaml
 	@test -n "$(REGION)" || { echo "Which region? make $@ REGION=name"; exit 2; }
 	@$(LAUNCH) $@ $(REGION)
 

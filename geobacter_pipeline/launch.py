@@ -56,6 +56,12 @@ class Launcher:
         elif staleness.needs("embedding_report", region):
             self._run("reembed_region", ["embedding_report"], region, {})
 
+    def refresh(self, region: str) -> None:
+        """A region's table and report brought up to date with the map: no more is launched than a change asks for."""
+        self._run("reembed_region", ["osm_extract"], region, {})
+        self._run_needed("reembed_region", ["map_features", "tile_cache"], region)
+        self.embed(region)
+
     def evaluate(self, region: str) -> None:
         """What the champion's embeddings of a region are worth, whether or not it has been asked before."""
         self._run("evaluate_encoder", ["champion_encoder", "encoder_evaluation"], region, {})
@@ -116,6 +122,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("region", "everything for one region: build, an encoder if there is none, embed"),
         ("build", "extract, map features, tiles and triplets of a region"),
         ("embed", "embedding table and report of a region"),
+        ("refresh", "bring a region's extract, tiles, table and report up to date"),
         ("evaluate", "what the champion knows about a region, against baselines"),
     ):
         commands.add_parser(name, help=text).add_argument("region")
@@ -144,13 +151,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.command in ("demo", "region", "embed"):
                 for region in regions:
                     launcher.embed(region)
+            if options.command == "refresh":
+                launcher.refresh(options.region)
             if options.command == "evaluate":
                 launcher.evaluate(options.region)
             if options.command == "sweep":
                 launcher.sweep(options.plan)
             if not launcher.n_runs:
                 sys.stdout.write("Everything is up to date; nothing was launched.\n")
-        if options.command in ("demo", "region", "embed"):
+        if options.command in ("demo", "region", "embed", "refresh"):
             sys.stdout.write(summary(regions))
         if options.command in ("evaluate", "sweep"):
             sys.stdout.write(figures(None if options.command == "sweep" else options.region))

@@ -381,6 +381,17 @@ def test_the_command_line_launches_nothing_that_is_fresh(
     assert graph.get_runs_count() == n_runs
 
 
+def test_a_refresh_of_a_region_that_did_not_change_launches_its_extract_alone(
+    graph: dg.DagsterInstance, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = data_version(graph, "region_embeddings")
+    assert main(["refresh", "kotka"]) == 0
+    said = capsys.readouterr().out
+    assert "reembed_region kotka: osm_extract\n" in said
+    assert said.count("reembed_region") == 1
+    assert data_version(graph, "region_embeddings") == version
+
+
 def test_triplets_say_what_they_were_drawn_with(graph: dg.DagsterInstance) -> None:
     metadata = pq.read_schema(Settings.from_environment().triplets_file("helsinki")).metadata
     assert b'"sample_count": 150' in metadata[b"geobacter"]

@@ -23,7 +23,7 @@ warnings.filterwarnings("ignore", category=dg.BetaWarning, message=".*multi_obse
 
 _LOCAL_UI = "http://127.0.0.1:5000"
 
-CODE_VERSION = "7"
+CODE_VERSION = "8"
 """That of `geobacter_core.encoder.train`, which is not imported here because torch takes seconds; a test holds it."""
 
 

@@ -130,8 +130,9 @@ def _training(region: "RegionData", settings: "TrainSettings", repeats: int, ste
     from geobacter_core.encoder.losses import n_roles
 
     device = best_device()
-    data = TripletWindows([region], "train", settings.size_px, settings.window_memory_mb << 20)
-    learner = new_learner(check_regions([region]), settings, data, device).train()
+    spec = check_regions([region]).seen_by(settings)
+    data = TripletWindows([region], "train", settings.size_px, settings.window_memory_mb << 20, spec.scales)
+    learner = new_learner(spec, settings, data, device).train()
     optimiser = torch.optim.AdamW(learner.parameters(), lr=settings.learning_rate)
 
     def timed(batches: "Iterator[Batch]") -> float:

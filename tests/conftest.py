@@ -3,6 +3,7 @@
 Tests that damage or change files take `own_helsinki`, a copy. Made-up extracts and tile caches come from factories.
 """
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ from geobacter_core.samples.settings import SampleSettings
 from geobacter_core.samples.triplets import Triplets, build_triplets, load_triplets
 from geobacter_core.settings import Settings
 from geobacter_core.tiles.build import Inputs, build_cache
-from geobacter_core.tiles.cache import TileCache, TileManifest
+from geobacter_core.tiles.cache import TileCache, TileManifest, chunks_of
 from geobacter_core.tiles.chunk import ChunkSummary, chunk_file, write_chunk
+from geobacter_core.tiles.inputs import chunk_inputs
 from geobacter_core.tiles.mapnik import MapnikSource
 from geobacter_core.tiles.style import Style, all_keys, load_style
 
@@ -57,7 +59,8 @@ class Built:
 
     @property
     def inputs(self) -> Inputs:
-        return inputs_of(self.features)
+        of_chunks = chunk_inputs(self.source.features, self.style, chunks_of(self.extract.ground))
+        return dataclasses.replace(inputs_of(self.features), of_chunks=of_chunks)
 
     @property
     def source(self) -> MapnikSource:

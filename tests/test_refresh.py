@@ -161,6 +161,14 @@ def test_another_encoder_embeds_everything(own, versions):
     assert set(pq.read_table(table.path)["encoder"].to_pylist()) == {"geobacter/9"}
 
 
+def test_rows_of_another_version_of_the_code_are_not_taken_over(own, versions, monkeypatch):
+    from geobacter_core.embeddings import embed
+
+    monkeypatch.setattr(embed, "VERSION", "another")
+    table = embedded(own, versions[0])
+    assert (table.n_checked, table.n_changed) == (table.n_cells, table.n_cells)
+
+
 def test_a_damaged_table_is_not_taken_over(own, versions):
     path = own.embeddings_file("helsinki")
     digest = read_metadata(path)["digest"]

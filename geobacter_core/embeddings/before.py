@@ -70,11 +70,11 @@ class Before:
         self.n_tiles_changed = len(self._changed) if self._changed is not None else None
 
     @classmethod
-    def open(cls, path: Path, encoder: str, cache: TileCache) -> "Before | None":
-        """The table at `path`, if it is whole and its rows are those of the encoder of this digest."""
+    def open(cls, path: Path, of_rows: str, cache: TileCache) -> "Before | None":
+        """The table at `path`, if it is whole and its rows are made the same way: the metadata's `rows_recipe`."""
         try:
             metadata = read_metadata(path)
-            if metadata["encoder_digest"] != encoder or metadata["style"] != cache.manifest.style_label:
+            if metadata.get("rows_recipe") != of_rows:
                 return None
             check_pages(path)
             file = pq.ParquetFile(path)

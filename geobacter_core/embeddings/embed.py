@@ -110,7 +110,9 @@ def embed_region(
     work = path.parent / f"parts-{recipe[:16]}"
     _clean(path.parent, keep=work)
     work.mkdir(parents=True, exist_ok=True)
-    before = Before.open(path, version.digest, cache)
+    # How a row follows from its window, whatever the map is: code, style, encoder.
+    of_rows = digest_of("rows", VERSION, manifest.style_label, version.digest)
+    before = Before.open(path, of_rows, cache)
     table = _Embedder(cache, version, load, milliseconds(manifest.osm_timestamp), before)
     parts: list[Path] = []
     n_cells = 0
@@ -137,6 +139,7 @@ def embed_region(
         digest.update(pq.read_table(part))
     metadata = {
         "recipe": recipe,
+        "rows_recipe": of_rows,
         "digest": digest.hexdigest(),
         "region": manifest.region,
         "cell_resolution": resolution,

@@ -1,11 +1,14 @@
-"""How near Geobacter comes to its limits: rendering to bare Mapnik calls, training to one batch held in memory.
+"""How near Geobacter comes to its limits: rendering to bare Mapnik calls, training and encoding to bare networks.
 
-    .venv/bin/python benchmarks/throughput.py EXTRACT.osm.pbf [--repeats 5] [--steps 30]
+    .venv/bin/python benchmarks/throughput.py EXTRACT.osm.pbf [--only training] [--styles carto] [--repeats 9]
 
 Every ratio is measured in one run, limit and product in turn, so that a machine whose speed drifts does not bend it.
 Rendering: in each style, the same chunks, by the same number of processes, once with `mapnik.render` alone and once
 through the tile cache (render, cut, digest, compress, write). Training: the same learner, optimiser and loss, with its
 mask of false negatives, on windows cut from the cache as in training, and on one augmented batch that stays in memory.
+Encoding: the cells of a region a second, from the tiles to the table on disk, and windows a second of the same encoder,
+in the same batches by as many threads, on windows of that region that lie in memory. Turns are short and many: on a
+machine that others use, two turns of the same work differ by a tenth.
 """
 
 import argparse
@@ -14,12 +17,13 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from geobacter_core.files import n_processors
 from geobacter_core.geo import Tile
@@ -37,9 +41,13 @@ if TYPE_CHECKING:
     from geobacter_core.encoder.settings import TrainSettings
 
 STYLES = ("carto", "thematic", "detailed")
-WARM_UP = 16
+PARTS = ("rendering", "encoding", "training")
+HELD_WARM_UP = 4
+CUT_WARM_UP = 16
 """Steps before the time is taken: batches come in groups, cut at the group's beginning; so it begins in their midst."""
 CONTEXT_M = 400.0
+N_BARE = 2048
+"""Windows that the bare network encodes in a turn."""
 
 _maps = ()
 
@@ -59,16 +67,15 @@ def _cached(folder: Path, source: MapnikSource, chunk: Tile) -> None:
     write_chunk(chunk_file(folder, chunk), chunk, source.strips(chunk), {})
 
 
-def rendering(folder: Path, extract_folder: Path, repeats: int) -> None:
-    """Print, for each style, tiles per second of bare calls and of the cache, and their ratio."""
+def prepared(folder: Path, extract_folder: Path, styles: Sequence[str]) -> Path:
+    """Map features, and each style's tile cache in `folder`; where the features' files are."""
     extract, pbf = load_extract(extract_folder)
     begun = time.perf_counter()
     build_features(extract, pbf, all_keys(), folder / "features")
     features, files = load_features(folder / "features")
     print(f"map features: {time.perf_counter() - begun:.1f} s, {features.counts}")
     inputs = Inputs(features.digest, features.extract_sha256, features.osm_timestamp)
-    for name in STYLES:
-        _rendering(folder, name, files, chunks_of(extract.ground), repeats)
+    for name in styles:
         style = load_style(name)
         begun = time.perf_counter()
         built = build_cache(folder / name, "bench", extract.ground, style, MapnikSource(style, files), inputs)
@@ -77,6 +84,7 @@ def rendering(folder: Path, extract_folder: Path, repeats: int) -> None:
             f"{built.manifest.n_tiles / (time.perf_counter() - begun):,.0f} tiles/s, "
             f"{built.manifest.size_bytes / 1e6:.0f} MB"
         )
+    return files
 
 
 def _rendering(folder: Path, style_name: str, files: Path, chunks: list[Tile], repeats: int) -> None:
@@ -98,23 +106,93 @@ def _rendering(folder: Path, style_name: str, files: Path, chunks: list[Tile], r
     )
 
 
-def training(folder: Path, extract_folder: Path, repeats: int, steps: int) -> None:
-    """Print how near training on cut windows comes to one batch in memory, by style, context and network."""
+def encoding(folder: Path, extract_folder: Path, styles: Sequence[str], repeats: int, resolution: int) -> None:
+    """Print how near a region's table comes to the bare default network on windows in memory, by style."""
+    import numpy as np
+    import torch
+
+    from geobacter_core.embeddings.embed import embed_region
+    from geobacter_core.encoder.device import single_threads
+    from geobacter_core.encoder.network import random_network, weights_digest
+    from geobacter_core.encoder.registry import ready
+    from geobacter_core.encoder.settings import TrainSettings
+    from geobacter_core.encoder.version import Encoder, EncoderVersion
+    from geobacter_core.geo import cells_within
+    from geobacter_core.samples.settings import SampleSettings
+    from geobacter_core.tiles.window import Scales, WindowReader
+
+    extract, _ = load_extract(extract_folder)
+    settings, samples = TrainSettings(), SampleSettings()
+    scales = Scales(samples.size_m, CONTEXT_M).with_surroundings()
+    for name in styles:
+        cache = TileCache(folder / name)
+        version = EncoderVersion(
+            version=1,
+            run_id="bench",
+            digest="",
+            style=name,
+            style_version=cache.manifest.style_version,
+            size_m=scales.size_m,
+            context_m=scales.context_m,
+            surroundings_m=scales.surroundings_m,
+            size_px=settings.size_px,
+            n_channels=cache.n_channels,
+            embedding_dim=settings.embedding_dim,
+            network=settings.network,
+            shares=settings.shares,
+            seed=0,
+            test_accuracy=1.0,
+            random_accuracy=0.5,
+        )
+        network = random_network(version.spec, 0)
+        version = replace(version, digest=weights_digest(network))
+        encoder = ready(version, network)
+        cells = max(cells_within(extract.ground, resolution), key=len)
+        some = np.random.default_rng(0).permutation(len(cells))[:N_BARE]
+        reader = WindowReader(cache, scales.size_m, settings.size_px, scales.wider_m)
+        held = torch.from_numpy(reader.windows(cells.lon[some], cells.lat[some]))
+        batches = held.split(encoder.batch_size)
+
+        def bare(encoder: Encoder = encoder, batches: Sequence[torch.Tensor] = batches) -> None:
+            with single_threads(n_processors()) as pool:
+                list(pool.map(encoder.encode, batches))
+
+        bare()
+        rates: dict[str, list[float]] = {"bare": [], "table": []}
+        for repeat in range(repeats):
+            begun = time.perf_counter()
+            bare()
+            rates["bare"].append(len(held) / (time.perf_counter() - begun))
+            table = folder / f"table-{name}-{repeat}" / "embeddings.parquet"
+            begun = time.perf_counter()
+            made = embed_region(table, cache, extract.ground, resolution, version, lambda _, encoder=encoder: encoder)
+            rates["table"].append(made.n_cells / (time.perf_counter() - begun))
+        ratio = statistics.median(t / b for t, b in zip(rates["table"], rates["bare"], strict=True))
+        limit, full = (statistics.median(rates[kind]) for kind in ("bare", "table"))
+        print(
+            f"encoding: {name}, {settings.network}, {len(scales.wider_m) + 1} windows of {settings.size_px} px a cell: "
+            f"bare network {limit:,.0f} cells/s, {made.n_cells:,} cells of resolution {resolution} to their table "
+            f"{full:,.0f} cells/s, ratio {ratio:.3f}; {made.n_encoded / made.n_cells:.1%} of the windows are distinct",
+            flush=True,
+        )
+
+
+def training(
+    folder: Path, extract_folder: Path, styles: Sequence[str], networks: Sequence[Any], repeats: int, steps: int
+) -> None:
+    """Print how near training on cut windows comes to one batch in memory, by style and network."""
     from geobacter_core.encoder.data import RegionData
     from geobacter_core.encoder.settings import TrainSettings
     from geobacter_core.samples.settings import SampleSettings
     from geobacter_core.samples.triplets import build_triplets
 
     extract, _ = load_extract(extract_folder)
-    for style in STYLES:
+    for style in styles:
         cache = TileCache(folder / style)
-        for context_m in (0.0, CONTEXT_M):
-            samples = SampleSettings(sample_count=20_000, context_m=context_m)
-            path = folder / f"{style}-{context_m}.parquet"
-            triplets = build_triplets(path, cache, extract.box, extract.ground, samples)
-            for network in ("resnet18", "small"):
-                settings = TrainSettings(network=network, size_px=64)
-                _training(RegionData("bench", triplets, cache), settings, repeats, steps)
+        path = folder / f"{style}.parquet"
+        triplets = build_triplets(path, cache, extract.box, extract.ground, SampleSettings(sample_count=20_000))
+        for network in networks:
+            _training(RegionData("bench", triplets, cache), TrainSettings(network=network), repeats, steps)
 
 
 def _training(region: "RegionData", settings: "TrainSettings", repeats: int, steps: int) -> None:
@@ -135,22 +213,24 @@ def _training(region: "RegionData", settings: "TrainSettings", repeats: int, ste
     learner = new_learner(spec, settings, data, device).train()
     optimiser = torch.optim.AdamW(learner.parameters(), lr=settings.learning_rate)
 
-    def timed(batches: "Iterator[Batch]") -> float:
+    def timed(batches: "Iterator[Batch]", warm_up: int) -> float:
         begun = 0.0
-        for number, batch in enumerate(itertools.islice(batches, WARM_UP + steps)):
-            if number == WARM_UP:
+        for number, batch in enumerate(itertools.islice(batches, warm_up + steps)):
+            if number == warm_up:
                 begun = time.perf_counter()
             float(take_step(learner, optimiser, batch, settings, settings.learning_rate).loss)
         return time.perf_counter() - begun
 
     with closing(data.batches(0, settings, n_roles(settings), device)) as batches:
         held = next(batches)
-        timed(batches)  # warms up: chunks decoded, kernels chosen
+        timed(batches, CUT_WARM_UP)  # chunks decoded, kernels chosen
     seconds: dict[str, list[float]] = {"held": [], "cut": []}
     for repeat in range(repeats):
-        seconds["held"].append(timed(itertools.repeat(held)))
+        before = timed(itertools.repeat(held), HELD_WARM_UP)
         with closing(data.batches(repeat * steps, settings, n_roles(settings), device)) as batches:
-            seconds["cut"].append(timed(batches))
+            seconds["cut"].append(timed(batches, CUT_WARM_UP))
+        # Before and after, so that a machine that grows slower favours neither.
+        seconds["held"].append((before + timed(itertools.repeat(held), HELD_WARM_UP)) / 2)
     ratio = statistics.median(h / c for h, c in zip(seconds["held"], seconds["cut"], strict=True))
     rates = {kind: steps * len(held.windows) / statistics.median(taken) for kind, taken in seconds.items()}
     context = f" with a context of {region.triplets.context_m:g} m" if region.triplets.context_m else ""
@@ -166,14 +246,24 @@ def main() -> None:
     """Measure on an extract, in a folder that goes away."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("extract", type=Path)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=48, help="in each turn; a multiple of 16")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--styles", nargs="+", choices=STYLES, default=STYLES)
+    parser.add_argument("--networks", nargs="+", choices=("small", "resnet18"), default=("small",), help="to train")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=16, help="of training in each turn; a multiple of 16")
+    parser.add_argument("--resolution", type=int, default=10, help="of the cells that are encoded")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        fetch_extract(Region(name="bench", extract=str(options.extract.resolve())), folder / "extract")
-        rendering(folder, folder / "extract", options.repeats)
-        training(folder, folder / "extract", options.repeats, options.steps)
+        folder, extract = Path(name), Path(name) / "extract"
+        fetch_extract(Region(name="bench", extract=str(options.extract.resolve())), extract)
+        files = prepared(folder, extract, options.styles)
+        if "rendering" in options.only:
+            for style in options.styles:
+                _rendering(folder, style, files, chunks_of(load_extract(extract)[0].ground), options.repeats)
+        if "encoding" in options.only:
+            encoding(folder, extract, options.styles, options.repeats, options.resolution)
+        if "training" in options.only:
+            training(folder, extract, options.styles, options.networks, options.repeats, options.steps)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Files that are whole or not there at all: written aside, flushed, then renamed."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -19,6 +21,7 @@ from geobacter_core.errors import GeobacterError
 
 TEMPORARY_PREFIX = ".tmp-"
 _ABANDONED_S = 86400.0
+_log = logging.getLogger(__name__)
 
 Manifest = TypeVar("Manifest", bound=BaseModel)
 
@@ -39,6 +42,25 @@ def written_aside(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_one(folder: Path, what: str) -> Iterator[None]:
+    """Work on a folder alone: others who ask for this, in any process or thread of the machine, wait.
+
+    The lock ends with the process that holds it, so a killed run leaves none behind.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.info("%s: %s works on it; waiting for it to end", folder, what)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def temporary_beside(path: Path) -> Path:

@@ -39,4 +39,10 @@ reembed_region = dg.define_asset_job(
     description="Brings a region's table up to date with the map and the champion: extract, tiles, table, report.",
 )
 
-ALL_JOBS = [build_region, train_encoder, evaluate_encoder, sweep_encoders, reembed_region]
+update_map = dg.define_asset_job(
+    "update_map",
+    selection=["osm_extract"],
+    description="Brings a region's extract up to date. The sensor follow_changes makes what follows from a change.",
+)
+
+ALL_JOBS = [build_region, train_encoder, evaluate_encoder, sweep_encoders, reembed_region, update_map]

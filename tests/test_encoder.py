@@ -407,7 +407,7 @@ def test_an_epoch_of_many_chunks_takes_some_of_them_at_a_time(regions, monkeypat
 
 
 def test_windows_come_in_the_order_of_their_places_whatever_chunks_they_are_in(regions, monkeypatch):
-    from geobacter_core.encoder import data as module
+    from geobacter_core.tiles import window as module
 
     index = np.arange(8)
     expected = TripletWindows(regions, "train", 32, 1 << 28).windows(index)

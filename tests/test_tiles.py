@@ -81,6 +81,7 @@ def test_a_chunk_file_says_what_it_was_made_from(helsinki):
         "geobacter:source": f"mapnik {mapnik.version_string()}",
         "geobacter:extract_sha256": helsinki.extract.sha256,
         "geobacter:recipe": manifest.chunks[0].recipe,
+        "geobacter:checksums": "1",
     }
 
 

@@ -20,6 +20,7 @@ from geobacter_core.errors import EmbeddingsError
 from geobacter_core.files import check_pages, written_aside
 from geobacter_core.geo import CHUNK_TILES, TILE_PX, Cells, Floats, lonlat_to_pixel, window_half_px
 from geobacter_core.tiles.cache import TileCache
+from geobacter_core.tiles.window import Scales
 
 _DIGEST_BYTES = 32
 _SPARE_PX = 4.0
@@ -68,6 +69,7 @@ class Before:
         self._group: tuple[int, pa.Table] | None = None
         self._changed = _changed_tiles(tiles_file(path), str(metadata["recipe"]), cache)
         self.n_tiles_changed = len(self._changed) if self._changed is not None else None
+        self.metadata = metadata
 
     @classmethod
     def open(cls, path: Path, of_rows: str, cache: TileCache) -> "Before | None":
@@ -137,6 +139,19 @@ class Before:
         )
         n_changed = raster[east, south] - raster[west, south] - raster[east, north] + raster[west, north]
         return np.asarray(n_changed > 0)
+
+    def causes(self, cells: Cells, scales: Scales, size_px: int) -> list[str]:
+        """The smallest of a cell's windows under which a tile has changed: `window`, `context` or `surroundings`.
+
+        Where the changed tiles are not known, the largest.
+        """
+        widths = {"surroundings": scales.surroundings_m, "context": scales.context_m, "window": scales.size_m}
+        causes = np.full(len(cells), next(name for name, side_m in widths.items() if side_m is not None), "U12")
+        for name, side_m in widths.items():
+            if side_m is not None and self._changed is not None:
+                causes[self.touched(cells, side_m, size_px)] = name
+        found: list[str] = causes.tolist()
+        return found
 
     def _read(self, group: int) -> pa.Table:
         if self._group is None or self._group[0] != group:

@@ -1,17 +1,20 @@
 """Embed a region: a window for every cell, identical windows once, one sorted GeoParquet table.
 
+Threads, as many as there are processors, cut windows and encode full batches of them, each step in one thread: that
+is faster than all threads at one batch, and two steps at once do not wait for each other.
+
 Where a table of the same encoder is there already, only windows are cut that a changed tile lies under, and only those
 are encoded whose pixels differ (see `before`); the result has the same content as one made from scratch.
 
 Cells come in batches of one coarse H3 cell, each written as a part; the parts, already in order, are then strung
-together. A killed run goes on with the parts that are there.
+together. A killed run goes on with the parts that are there. One run at a time works on a table, and others wait.
 """
 
-import hashlib
 import logging
 import shutil
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,21 +22,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
+import xxhash
 from numpy.typing import NDArray
 
+from geobacter_core.ahead import in_order
 from geobacter_core.embeddings.before import Before, Known, write_tiles
+from geobacter_core.embeddings.history import change_rows, forget, keep_whole, write_changes
 from geobacter_core.embeddings.table import ContentDigest, milliseconds, read_metadata, rows, table_writer
+from geobacter_core.encoder.device import single_threads
 from geobacter_core.encoder.version import Encoder, EncoderVersion
 from geobacter_core.errors import EmbeddingsError
-from geobacter_core.files import check_pages, digest_of, remove_temporaries, written_aside
+from geobacter_core.files import check_pages, digest_of, n_processors, only_one, remove_temporaries, written_aside
 from geobacter_core.geo import Cells, cells_within
 from geobacter_core.tiles.cache import TileCache
+from geobacter_core.tiles.source import Pixels
 from geobacter_core.tiles.window import WindowReader
 
-VERSION = "2"
+VERSION = "3"
 """Raise when the same tiles and encoder would give another table."""
 
-_SLICE = 512
+_SLICE = 64
+_AHEAD = 2
+"""So many slices and batches a thread are under way."""
 _REMEMBERED_WINDOWS = 200_000
 _log = logging.getLogger(__name__)
 
@@ -51,6 +61,7 @@ class EmbedResult:
         n_tiles_changed: Tiles that differ from those of the table before; None where there was none to compare with.
         n_checked: Cells whose windows were cut in this run.
         n_changed: Of these, cells whose pixels differ from those of the table before, or that it did not have.
+        n_moved: Rows of the change table that this run wrote.
     """
 
     path: Path
@@ -61,6 +72,7 @@ class EmbedResult:
     n_tiles_changed: int | None = None
     n_checked: int = 0
     n_changed: int = 0
+    n_moved: int = 0
 
 
 def embed_region(
@@ -103,32 +115,46 @@ def embed_region(
         version.digest,
         version.name,
     )
-    current = _current(path, recipe)
-    if current is not None:
-        _log.info("%s: the embedding table is up to date", manifest.region)
-        return current
+    with only_one(path.parent, "another run"):
+        current = _current(path, recipe)
+        if current is not None:
+            _log.info("%s: the embedding table is up to date", manifest.region)
+            return current
+        return _made(path, cache, ground, resolution, version, load, on_cells, recipe)
+
+
+def _made(
+    path: Path,
+    cache: TileCache,
+    ground: shapely.Geometry,
+    resolution: int,
+    version: EncoderVersion,
+    load: Callable[[EncoderVersion], Encoder],
+    on_cells: Callable[[int, int], None],
+    recipe: str,
+) -> EmbedResult:
+    manifest = cache.manifest
     work = path.parent / f"parts-{recipe[:16]}"
     _clean(path.parent, keep=work)
     work.mkdir(parents=True, exist_ok=True)
     # How a row follows from its window, whatever the map is: code, style, encoder.
     of_rows = digest_of("rows", VERSION, manifest.style_label, version.digest)
     before = Before.open(path, of_rows, cache)
-    table = _Embedder(cache, version, load, milliseconds(manifest.osm_timestamp), before)
-    parts: list[Path] = []
-    n_cells = 0
+    cutter = _Cutter(cache, version, before)
     n_all = sum(len(cells) for cells in cells_within(ground, resolution))
-    for cells in cells_within(ground, resolution):
-        part = work / f"{cells.names[0]}.parquet"
-        if not part.exists():
-            with written_aside(part) as temporary:
-                pq.write_table(
-                    table.embed(cells, _from(n_cells, n_all, on_cells)),
-                    temporary,
-                    compression="zstd",
-                )
-        parts.append(part)
-        n_cells += len(cells)
-        on_cells(n_cells, n_all)
+    n_ahead = _AHEAD * n_processors()
+    n_cells = 0
+    parts: list[Path] = []
+    with single_threads(n_processors()) as pool:
+        table = _Embedder(
+            version, load, manifest.style_label, milliseconds(manifest.osm_timestamp), before, pool, n_ahead
+        )
+        cuts = in_order(pool, cutter.cut, cutter.slices(cells_within(ground, resolution), work), n_ahead)
+        for done in table.done(cuts):
+            n_cells += done.n_cells
+            if done.is_last:
+                parts.append(done.part.path)
+            on_cells(n_cells, n_all)
     if not n_cells:
         raise EmbeddingsError(
             f"Region '{manifest.region}': no cell of resolution {resolution} has its centre in the region. "
@@ -137,8 +163,13 @@ def embed_region(
     digest = ContentDigest()
     for part in parts:
         digest.update(pq.read_table(part))
+    n_moved = 0
+    if before is not None:
+        changes = [file for part in parts if (file := _changes_of(part)).exists()]
+        n_moved = write_changes(path, changes, version.embedding_dim, before.metadata, digest.hexdigest())
     metadata = {
         "recipe": recipe,
+        "replaced": _replaced(path, digest.hexdigest()),
         "rows_recipe": of_rows,
         "digest": digest.hexdigest(),
         "region": manifest.region,
@@ -156,6 +187,9 @@ def embed_region(
         "embedding_dim": version.embedding_dim,
         "n_cells": n_cells,
     }
+    if before is None:
+        keep_whole(path)
+    forget(path)
     with written_aside(path) as temporary, table_writer(temporary, version.embedding_dim, metadata) as writer:
         for part in parts:
             writer.write_table(pq.read_table(part).cast(writer.schema.remove_metadata()))
@@ -168,14 +202,24 @@ def embed_region(
         table.n_encoded,
         was_current=False,
         n_tiles_changed=None if before is None else before.n_tiles_changed,
-        n_checked=table.n_checked,
+        n_checked=cutter.n_checked,
         n_changed=table.n_changed,
+        n_moved=n_moved,
     )
 
 
-def _from(n_before: int, n_all: int, on_cells: Callable[[int, int], None]) -> Callable[[int], None]:
-    """Count on from the cells of earlier batches."""
-    return lambda done: on_cells(n_before + done, n_all)
+def _replaced(path: Path, digest: str) -> str | None:
+    """The digest of the table that one with another digest takes the place of."""
+    try:
+        before = read_metadata(path)
+        replaced = before["digest"] if before["digest"] != digest else before.get("replaced")
+    except (EmbeddingsError, KeyError):
+        return None
+    return None if replaced is None else str(replaced)
+
+
+def _changes_of(part: Path) -> Path:
+    return part.with_suffix(".changes.parquet")
 
 
 def _current(path: Path, recipe: str) -> EmbedResult | None:
@@ -202,63 +246,194 @@ def _clean(folder: Path, keep: Path) -> None:
         remove_temporaries(keep)
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A batch of cells, what is known of them, and the file that their rows go to.
+
+    Digests in `known` become those of the new windows when they are cut.
+    """
+
+    path: Path
+    cells: Cells
+    known: Known
+    digests_before: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    """Some cells of a part: windows to cut, `rows`; cells done with by that; and whether the part is, too."""
+
+    part: _Part
+    rows: NDArray[np.int64]
+    n_cells: int
+    is_last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A slice, those of its rows whose windows differ from what is known, and their windows, `[M, S·C, H, W]`."""
+
+    slice: _Slice
+    changed: NDArray[np.int64]
+    windows: Pixels
+
+
+class _Cutter:
+    """Cuts windows, and finds out which are not those of the table before."""
+
+    def __init__(self, cache: TileCache, version: EncoderVersion, before: Before | None) -> None:
+        self._reader = WindowReader(cache, version.size_m, version.size_px, version.scales.wider_m)
+        self._version = version
+        self._before = before
+        self.n_checked = self.n_changed = 0
+
+    def slices(self, batches: Iterator[Cells], folder: Path) -> Iterator[_Slice]:
+        """Batches of cells, slice by slice; of those whose part an earlier run has written, no rows."""
+        for cells in batches:
+            path = folder / f"{cells.names[0]}.parquet"
+            known, wanted = Known.nothing(len(cells), self._version.embedding_dim), np.arange(len(cells))
+            if path.exists():
+                wanted = wanted[:0]
+            elif self._before is not None:
+                known = self._before.rows(cells)
+                is_touched = self._before.touched(cells, self._version.scales.extent_m, self._version.size_px)
+                wanted = np.flatnonzero(is_touched | ~known.is_there)
+            part = _Part(path, cells, known, list(known.digests))
+            self.n_checked += len(wanted)
+            n_kept = len(cells) - len(wanted)
+            for begin in range(0, max(len(wanted), 1), _SLICE):
+                some = wanted[begin : begin + _SLICE]
+                yield _Slice(part, some, len(some) + (0 if begin else n_kept), begin + _SLICE >= len(wanted))
+
+    def cut(self, slice_: _Slice) -> _Cut:
+        """Cut a slice's windows; the digests of those that have changed are new afterwards in what is known."""
+        cells, digests = slice_.part.cells, slice_.part.known.digests
+        windows = self._reader.windows(cells.lon[slice_.rows], cells.lat[slice_.rows])
+        changed = []
+        for index, row in enumerate(slice_.rows):
+            digest = xxhash.xxh3_128_digest(windows[index])
+            if digest != digests[row]:
+                digests[row] = digest
+                changed.append(index)
+        return _Cut(slice_, slice_.rows[changed], windows if len(changed) == len(windows) else windows[changed])
+
+
 class _Embedder:
-    """Cuts, recognises and encodes the windows of cells."""
+    """Encodes windows, each once, in full batches, and writes the parts."""
 
     def __init__(
         self,
-        cache: TileCache,
         version: EncoderVersion,
         load: Callable[[EncoderVersion], Encoder],
+        style: str,
         timestamp: int,
         before: Before | None,
+        pool: Executor,
+        n_ahead: int,
     ) -> None:
-        self._reader = WindowReader(cache, version.size_m, version.size_px, version.scales.wider_m)
         self._version = version
         self._load = load
         self._encoder: Encoder | None = None
-        self._known: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
-        self._style = cache.manifest.style_label
+        self._style = style
         self._timestamp = timestamp
         self._before = before
-        self.n_encoded = self.n_checked = self.n_changed = 0
+        self._pool = pool
+        self._n_ahead = n_ahead
+        self._embeddings: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
+        self._waiting: dict[bytes, Pixels] = {}
+        self._batches: deque[tuple[list[bytes], Future[NDArray[np.float32]]]] = deque()
+        self._under_way: set[bytes] = set()
+        self._open: deque[tuple[int, _Cut]] = deque()
+        self._changed: list[NDArray[np.int64]] = []
+        self._n_submitted = self._n_collected = 0
+        self.n_encoded = self.n_changed = 0
 
-    def embed(self, cells: Cells, on_cells: Callable[[int], None]) -> pa.Table:
-        """The rows of a batch of cells: those of the table before, or new ones where a window's pixels have changed."""
-        known, wanted = Known.nothing(len(cells), self._version.embedding_dim), np.arange(len(cells))
-        if self._before is not None:
-            known = self._before.rows(cells)
-            is_touched = self._before.touched(cells, self._version.scales.extent_m, self._version.size_px)
-            wanted = np.flatnonzero(is_touched | ~known.is_there)
-        n_kept = len(cells) - len(wanted)
-        for begin in range(0, len(wanted), _SLICE):
-            part = wanted[begin : begin + _SLICE]
-            windows = self._reader.windows(cells.lon[part], cells.lat[part])
-            found = [hashlib.sha256(window).digest() for window in windows]
-            new = [row for row, digest in enumerate(found) if digest != known.digests[part[row]]]
-            if new:
-                rows_ = part[new]
-                known.embeddings[rows_] = self._embed_windows(windows[new], [found[row] for row in new])
-                known.timestamps[rows_] = self._timestamp
-                for row in new:
-                    known.digests[part[row]] = found[row]
-            self.n_checked += len(part)
-            self.n_changed += len(new)
-            on_cells(n_kept + begin + len(part))
-        return rows(cells, known.embeddings, known.digests, self._version.name, self._style, known.timestamps)
+    def done(self, cuts: Iterator[_Cut]) -> Iterator[_Slice]:
+        """The slices in their order, each when all its windows are encoded, and its part is written if it was the last.
 
-    def _embed_windows(self, windows: NDArray[np.uint8], digests: list[bytes]) -> NDArray[np.float32]:
-        first = {digest: index for index, digest in reversed(list(enumerate(digests)))}
-        new = sorted(index for digest, index in first.items() if digest not in self._known)
-        if new:
-            if self._encoder is None:
-                self._encoder = self._load(self._version)
-            for index, embedding in zip(new, self._encoder.encode(windows[new]), strict=True):
-                self._known[digests[index]] = embedding
-            self.n_encoded += len(new)
-        result = np.stack([self._known[digest] for digest in digests])
-        for digest in first:
-            self._known.move_to_end(digest)
-        while len(self._known) > _REMEMBERED_WINDOWS:
-            self._known.popitem(last=False)
-        return result
+        A slice is open until the batch that has the last of its windows is back.
+        """
+        for cut in cuts:
+            self.n_changed += len(cut.changed)
+            self._take(cut)
+            self._open.append((self._n_submitted + bool(self._waiting), cut))
+            while len(self._batches) > self._n_ahead:
+                self._collect()
+            yield from self._closed()
+        self._submit(len(self._waiting))
+        while self._batches:
+            self._collect()
+            yield from self._closed()
+        yield from self._closed()
+
+    def _take(self, cut: _Cut) -> None:
+        """Let the windows wait that nobody has encoded yet, and encode full batches of these."""
+        for row, window in zip(cut.changed, cut.windows, strict=True):
+            digest = cut.slice.part.known.digests[row]
+            if digest in self._embeddings:
+                self._embeddings.move_to_end(digest)
+            elif digest not in self._under_way:
+                self._waiting.setdefault(digest, window)
+        if self._waiting and self._encoder is None:
+            self._encoder = self._load(self._version)
+        while self._encoder is not None and len(self._waiting) >= self._encoder.batch_size:
+            self._submit(self._encoder.batch_size)
+
+    def _submit(self, n: int) -> None:
+        if self._encoder is None or not n:
+            return
+        digests = list(self._waiting)[:n]
+        windows = np.stack([self._waiting.pop(digest) for digest in digests])
+        self._batches.append((digests, self._pool.submit(self._encoder.encode, windows)))
+        self._under_way.update(digests)
+        self._n_submitted += 1
+
+    def _collect(self) -> None:
+        digests, future = self._batches.popleft()
+        self._embeddings.update(zip(digests, future.result(), strict=True))
+        self._under_way.difference_update(digests)
+        self._n_collected += 1
+        self.n_encoded += len(digests)
+
+    def _closed(self) -> Iterator[_Slice]:
+        while self._open and self._open[0][0] <= self._n_collected:
+            cut = self._open.popleft()[1]
+            self._changed.append(cut.changed)
+            if cut.slice.is_last:
+                self._finish(cut.slice.part)
+            yield cut.slice
+        # What waits or is open was seen last.
+        while len(self._embeddings) > _REMEMBERED_WINDOWS:
+            self._embeddings.popitem(last=False)
+
+    def _finish(self, part: _Part) -> None:
+        changed, known = np.concatenate(self._changed), part.known
+        self._changed.clear()
+        if len(changed):
+            embeddings = np.stack([self._embeddings[known.digests[row]] for row in changed])
+            if self._before is not None and not part.path.exists():
+                self._write_changes(part, changed, embeddings)
+            known.embeddings[changed] = embeddings
+            known.timestamps[changed] = self._timestamp
+        if not part.path.exists():
+            table = rows(part.cells, known.embeddings, known.digests, self._version.name, self._style, known.timestamps)
+            with written_aside(part.path) as temporary:
+                pq.write_table(table, temporary, compression="zstd")
+
+    def _write_changes(self, part: _Part, changed: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
+        """Write what differs from the table before, beside the part and before it."""
+        if self._before is None:
+            return
+        cells, known = part.cells.take(changed), part.known
+        causes = self._before.causes(cells, self._version.scales, self._version.size_px)
+        was_there = known.is_there[changed]
+        table = change_rows(
+            cells.names,
+            [cause if there else "new" for cause, there in zip(causes, was_there, strict=True)],
+            known.embeddings[changed],
+            embeddings,
+            [part.digests_before[row] for row in changed],
+            known.timestamps[changed],
+        )
+        with written_aside(_changes_of(part.path)) as temporary:
+            pq.write_table(table, temporary, compression="zstd")

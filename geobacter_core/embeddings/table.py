@@ -49,7 +49,7 @@ COLUMNS = {
     "lon": "longitude of the cell's centre, degrees",
     "lat": "latitude of the cell's centre, degrees",
     "embedding": "float32 vector of length 1",
-    "window_digest": "SHA-256 of the window's pixels",
+    "window_digest": "XXH3 (128 bits) of the window's pixels: equal windows have equal ones",
     "encoder": "name/version in the MLflow registry",
     "style": "name/version of the map style",
     "osm_timestamp": "state of the OSM data in which the window last changed",

@@ -4,8 +4,6 @@ What a batch holds follows from the seed, its epoch and its number alone, so a t
 """
 
 import itertools
-import queue
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,13 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from geobacter_core.ahead import produced_ahead
 from geobacter_core.encoder.settings import TrainSettings
 from geobacter_core.errors import EncoderError
 from geobacter_core.geo import Floats, chunk_numbers
 from geobacter_core.samples.triplets import Triplets
 from geobacter_core.tiles.cache import TileCache
 from geobacter_core.tiles.mosaic import ChunkMemory
-from geobacter_core.tiles.window import Scales, Views, WindowReader, reach, resample
+from geobacter_core.tiles.source import Pixels
+from geobacter_core.tiles.window import Scales, Views, WindowReader
 
 ROLES = ("anchor", "positive", "negative")
 _PREFETCHED = 4
@@ -28,7 +28,6 @@ _PREFETCHED_BYTES = 256 << 20
 _HELD = 4
 _HELD_BYTES = 256 << 20
 """So many batches are shown by turns, fewer where they are larger than this together."""
-_PIECE_BYTES = 4 << 20
 _CHUNKS_AT_ONCE = 32
 
 
@@ -152,11 +151,13 @@ class TripletWindows:
         self.size_px = size_px
         memory = ChunkMemory(budget_bytes)
         scales = scales or _scales(regions)
-        self._n_learnt = scales.n_learnt
-        self._readers: list[tuple[WindowReader, ...]] = []
-        for region in regions:
-            reader = WindowReader(region.cache, scales.size_m, size_px, scales.wider_m, memory)
-            self._readers.append((reader, *reader.wider))
+        learnt_m = scales.wider_m[: scales.n_learnt - 1]
+        self._readers, self._learnt_readers = (
+            [WindowReader(region.cache, scales.size_m, size_px, wider_m, memory) for region in regions]
+            for wider_m in (scales.wider_m, learnt_m)
+        )
+        self.n_planes = self._learnt_readers[0].n_planes
+        """S·C, the channels of the scales to learn from."""
         self._near_m = np.array([float(region.triplets.metadata["distance_m"] or 0) for region in regions])
         places = [region.triplets.lonlat(split) for region in regions]
         self._lonlat = np.concatenate(places)
@@ -170,7 +171,7 @@ class TripletWindows:
     def windows(self, index: NDArray[np.int64]) -> torch.Tensor:
         """Windows of triplets as they are, north up: uint8 `[3 N, S·C, size_px, size_px]`, all anchors first."""
         region, lonlat = self._places(index, len(ROLES))
-        return self._cut(region, lonlat, len(self._readers[0]), None, 1.0, torch.device("cpu"))
+        return torch.from_numpy(_cut(self._readers, region, lonlat))
 
     def n_batches(self, batch_size: int) -> int:
         """Full batches that an epoch cuts."""
@@ -225,7 +226,8 @@ class TripletWindows:
         def produce() -> Iterator[Batch]:
             return (batch.turned(symmetry) for batch, symmetry in itertools.islice(shown(), n_shown, None))
 
-        return _prefetched(produce, min(_PREFETCHED, max(1, _PREFETCHED_BYTES * n_ranks // n_bytes)))
+        n_ahead = min(_PREFETCHED, max(1, _PREFETCHED_BYTES * n_ranks // n_bytes))
+        return produced_ahead(lambda: _in_one_thread(produce), n_ahead, "window-prefetch")
 
     def _drawn(self, first: int, size: int, seed: int) -> Iterator[tuple[NDArray[np.int64], np.random.Generator]]:
         """Which triplets each batch has, and the source of its views."""
@@ -248,11 +250,6 @@ class TripletWindows:
         group = rng.permutation(n_chunks) // _CHUNKS_AT_ONCE
         return order[np.argsort(group[self._chunk[order]], kind="stable")]
 
-    @property
-    def n_planes(self) -> int:
-        """S·C, the channels of the scales to learn from."""
-        return self._n_learnt * self._readers[0][0].cache.n_channels
-
     def _batch(
         self,
         index: NDArray[np.int64],
@@ -268,13 +265,12 @@ class TripletWindows:
         views = Views.draw(n, settings.max_shift, rng, settings.max_scale, settings.rotate).take(rows)
         kept = rng.random((n, self.n_planes))[rows] >= settings.channel_dropout
         region, lonlat = self._places(index[mine], n_roles)
-        reach_ = reach(settings.max_shift, settings.max_scale)
-        windows = self._cut(region, lonlat, self._n_learnt, views, reach_, device)
+        windows = _cut(self._learnt_readers, region, lonlat, views)
         if not kept.all():
-            windows *= torch.from_numpy(kept).to(device)[:, :, None, None]
+            windows *= kept[:, :, None, None]
         pairs = slice(2 * len(mine))
         return Batch(
-            windows,
+            torch.from_numpy(windows).to(device),
             torch.from_numpy(_on_unit_sphere(lonlat[pairs])).float().to(device),
             torch.from_numpy(self._near_m[region[pairs]]).float().to(device),
         )
@@ -284,45 +280,21 @@ class TripletWindows:
         lonlat = self._lonlat[index, :n_roles]
         return np.tile(self.region[index], n_roles), lonlat.swapaxes(0, 1).reshape(-1, 2)
 
-    def _cut(
-        self,
-        region: NDArray[np.int64],
-        lonlat: Floats,
-        n_scales: int,
-        views: Views | None,
-        reach_: float,
-        device: torch.device,
-    ) -> torch.Tensor:
-        """Windows of places in several regions, in the order of the places: uint8 `[M, S·C, size_px, size_px]`."""
-        n_planes = n_scales * self._readers[0][0].cache.n_channels
-        windows = torch.empty((len(region), n_planes, self.size_px, self.size_px), dtype=torch.uint8, device=device)
-        # Chunk by chunk: where memory is short, a batch decodes none twice.
-        order = np.lexsort((*chunk_numbers(lonlat), region))
-        for begin, end in self._pieces(region[order], device):
-            rows = order[begin:end]
-            readers = self._readers[region[rows[0]]][:n_scales]
-            scales = windows.chunk(len(readers), dim=1)
-            for reader, scale in zip(readers, scales, strict=True):
-                seen = None if views is None else views.take(rows).of_wider(reader.size_m / readers[0].size_m)
-                scale[torch.from_numpy(rows).to(device)] = resample(
-                    reader.patches(*lonlat[rows].T, reach_), self.size_px, seen, device
-                )
-        return windows
 
-    def _pieces(self, region: NDArray[np.int64], device: torch.device) -> Iterator[tuple[int, int]]:
-        """First row and end of runs of one region; on a CPU so short that they stay in its cache while they are cut.
-
-        A whole batch at once takes four times as long there.
-        """
-        longest = len(region)
-        if device.type == "cpu":
-            # As floats, and a patch is about twice as wide as its window.
-            patch_bytes = 4 * self._readers[0][0].cache.n_channels * (2 * self.size_px) ** 2
-            longest = max(1, _PIECE_BYTES // patch_bytes)
-        for present in np.unique(region):
-            first, end = np.searchsorted(region, [present, present + 1])
-            for begin in range(first, end, longest):
-                yield begin, min(begin + longest, end)
+def _cut(
+    readers: Sequence[WindowReader], region: NDArray[np.int64], lonlat: Floats, views: Views | None = None
+) -> Pixels:
+    """Windows of places in several regions, in the order of the places: uint8 `[M, S·C, size_px, size_px]`."""
+    lon, lat = lonlat.T
+    present = np.unique(region)
+    if len(present) == 1:
+        return readers[int(present[0])].windows(lon, lat, views)
+    n_planes, size_px = readers[0].n_planes, readers[0].size_px
+    windows = np.empty((len(region), n_planes, size_px, size_px), np.uint8)
+    for number in present:
+        rows = np.flatnonzero(region == number)
+        windows[rows] = readers[int(number)].windows(lon[rows], lat[rows], views and views.take(rows))
+    return windows
 
 
 def _on_unit_sphere(lonlat: Floats) -> Floats:
@@ -330,41 +302,11 @@ def _on_unit_sphere(lonlat: Floats) -> Floats:
     return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
 
 
-def _prefetched(produce: Callable[[], Iterator[Batch]], n_ahead: int) -> Generator[Batch, None, None]:
-    """The items, produced by a thread a few ahead; its exception is raised here, and it ends when the consumer does."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(n_ahead)
-    stopped = threading.Event()
-
-    def put(item: Batch | BaseException | None) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def run() -> None:
-        # Computes in one thread: the network's would wait for its others, and threads that wait keep a processor busy.
-        n_threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            for item in produce():
-                if not put(item):
-                    return
-            put(None)
-        except BaseException as problem:
-            put(problem)
-        finally:
-            torch.set_num_threads(n_threads)  # what threads to come begin with
-
-    thread = threading.Thread(target=run, name="window-prefetch", daemon=True)
-    thread.start()
+def _in_one_thread(batches: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
+    """Batches, made without other threads: the network would wait for those, and what waits keeps a core busy."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+        yield from batches()
     finally:
-        stopped.set()
-        thread.join()
+        torch.set_num_threads(n_threads)  # what threads to come begin with

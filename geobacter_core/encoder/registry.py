@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from geobacter_core.encoder.card import MODEL_CARD, description_of, with_evaluation
-from geobacter_core.encoder.device import best_device
+from geobacter_core.encoder.device import batch_size, best_device
 from geobacter_core.encoder.evaluate import Embeddings
 from geobacter_core.encoder.network import EncoderNetwork, embed, random_network, untrained_like, weights_digest
 from geobacter_core.encoder.store import Store
@@ -27,9 +27,6 @@ from geobacter_core.errors import EncoderError, RegistryError
 CHALLENGER = "challenger"
 CHAMPION = "champion"
 PREVIOUS = "previous-champion"
-BATCH = 128
-"""Encoders always run on batches of this size, padded: the same window then gives the same bits in any company."""
-
 _REQUIREMENTS = ["torch>=2.11", "torchvision>=0.26", "numpy>=2.0"]
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
@@ -130,11 +127,11 @@ class Registry(Store):
             RegistryError: Its artifacts cannot be had.
             EncoderError: What was loaded has other weights than the registry states.
         """
-        return _ready(version, self._network(version))
+        return ready(version, self._network(version))
 
     def load_untrained(self, version: EncoderVersion) -> Encoder:
         """The same network with the random weights that it had before training, and its normalisation of the input."""
-        return _ready(version, untrained_like(self._network(version), version.seed))
+        return ready(version, untrained_like(self._network(version), version.seed))
 
     def _network(self, version: EncoderVersion) -> EncoderNetwork:
         self.make_current()
@@ -269,19 +266,22 @@ def _version(found: ModelVersion) -> EncoderVersion:
     return version_of(int(found.version), str(found.run_id), found.tags)
 
 
-def _ready(version: EncoderVersion, network: EncoderNetwork) -> Encoder:
+def ready(version: EncoderVersion, network: EncoderNetwork) -> Encoder:
+    """A network as an encoder, on the device that suits best."""
     device = best_device()
     network.eval().to(device)
-    return Encoder(version, lambda windows: _in_fixed_batches(network, windows, device))
+    size = batch_size(device)
+    return Encoder(version, lambda windows: _in_batches(network, windows, size, device), size)
 
 
-def _in_fixed_batches(network: EncoderNetwork, windows: torch.Tensor, device: torch.device) -> Embeddings:
+def _in_batches(network: EncoderNetwork, windows: torch.Tensor, size: int, device: torch.device) -> Embeddings:
+    """Batches of one size always, the last one padded: the same window then gives the same bits in any company."""
     parts: list[Embeddings] = []
     with torch.inference_mode():
-        for batch in torch.split(windows, BATCH):
+        for batch in torch.split(windows, size):
             padded = batch
-            if len(batch) < BATCH:
-                padded = torch.zeros((BATCH, *batch.shape[1:]), dtype=torch.uint8)
+            if len(batch) < size:
+                padded = torch.zeros((size, *batch.shape[1:]), dtype=torch.uint8)
                 padded[: len(batch)] = batch
             parts.append(embed(network, padded.to(device), device).cpu().numpy()[: len(batch)])
     return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)

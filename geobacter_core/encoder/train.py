@@ -22,7 +22,7 @@ from torch import nn
 
 from geobacter_core.encoder.checkpoint import Checkpoint, Tensors, checkpoint_of, held
 from geobacter_core.encoder.data import Batch, RegionData, TripletWindows, WindowSpec, check_regions
-from geobacter_core.encoder.device import best_device
+from geobacter_core.encoder.device import batch_size, best_device
 from geobacter_core.encoder.evaluate import Embeddings, Scores, TestWindows
 from geobacter_core.encoder.learner import diagnosis, network_spec, new_learner, take_step
 from geobacter_core.encoder.losses import n_roles
@@ -32,7 +32,7 @@ from geobacter_core.encoder.settings import TrainSettings
 from geobacter_core.errors import EncoderError
 from geobacter_core.files import digest_of
 
-VERSION = "8"
+VERSION = "9"
 """Raise when the same samples and settings would give another encoder."""
 
 _TIMED_STEPS = 12
@@ -439,7 +439,9 @@ def encode_with(network: EncoderNetwork, device: torch.device) -> Callable[[torc
     def encode(windows: torch.Tensor) -> Embeddings:
         network.eval()
         with torch.inference_mode():
-            parts = [embed(network, batch.to(device), device).cpu() for batch in torch.split(windows, 256)]
+            parts = [
+                embed(network, batch.to(device), device).cpu() for batch in torch.split(windows, batch_size(device))
+            ]
         return torch.cat(parts).numpy()
 
     return encode

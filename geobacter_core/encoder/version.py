@@ -89,10 +89,16 @@ class EncoderVersion:
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """An encoder that is ready for use."""
+    """An encoder that is ready for use.
+
+    Attributes:
+        version: What it is.
+        batch_size: Windows that it runs on at once; fewer take as long.
+    """
 
     version: EncoderVersion
     _encode: Callable[[torch.Tensor], Embeddings]
+    batch_size: int = 32
 
     def encode(self, windows: torch.Tensor | np.ndarray[Any, np.dtype[np.uint8]]) -> Embeddings:
         """Embed uint8 `[N, S·C, size_px, size_px]` as float32 `[N, D]`, each row of length 1.

@@ -19,7 +19,7 @@ import requests
 from osmium.replication.server import OsmosisState, ReplicationServer
 
 from geobacter_core.errors import DownloadError, ExtractError
-from geobacter_core.files import remove_temporaries, temporary_beside, written_aside
+from geobacter_core.files import only_one, remove_temporaries, temporary_beside, written_aside
 from geobacter_core.osm.cut import cut_to_region
 from geobacter_core.osm.extract import Extract, adopt, fetch_extract, load_extract, present_extract, where
 from geobacter_core.regions import Region, parse_source
@@ -42,6 +42,7 @@ class Update:
         extract: The extract as it is now.
         how: `unchanged`; `changes` were applied; or it was `fetched` from its source.
         n_changes: Change files that were applied.
+        n_objects: Objects in them that lie in the region, or did.
         note: Why so, in a sentence; nothing where there is nothing to say.
     """
 
@@ -49,6 +50,20 @@ class Update:
     how: How
     n_changes: int = 0
     note: str = ""
+    n_objects: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """How far an extract and its replication server have come: sequence numbers."""
+
+    present: int
+    newest: int
+
+    @property
+    def n_changes(self) -> int:
+        """Change files that the extract is behind."""
+        return self.newest - self.present
 
 
 class _NotApplicableError(Exception):
@@ -74,6 +89,11 @@ def update_extract(
         ExtractError: The source cannot be had, or change files do not fit a file that cannot be downloaded.
         RegionGeometryError: The region lies where tiles cannot be.
     """
+    with only_one(folder, "another update"):
+        return _update(region, folder, on_change)
+
+
+def _update(region: Region, folder: Path, on_change: Callable[[int, int], None]) -> Update:
     present = present_extract(region, folder)
     address = None if present is None else _address(region, present)
     if present is None or address is None:
@@ -95,6 +115,23 @@ def update_extract(
         return _fetched(region, folder, present, str(reason))
 
 
+def pending_changes(region: Region, folder: Path) -> Pending | None:
+    """How far a region's extract is behind its replication server: one small request, and nothing is changed.
+
+    Returns:
+        None where it follows no server, or there is no extract yet.
+
+    Raises:
+        DownloadError: The server does not answer as it should.
+    """
+    present = present_extract(region, folder)
+    address = None if present is None else _address(region, present)
+    if present is None or address is None or present.replication_sequence is None:
+        return None
+    with _server(region, address) as server:
+        return Pending(present.replication_sequence, _newest(server, region, address).sequence)
+
+
 def _fetched(region: Region, folder: Path, present: Extract | None, note: str) -> Update:
     extract = fetch_extract(region, folder)
     shutil.rmtree(folder / _CHANGES, ignore_errors=True)
@@ -114,12 +151,7 @@ def _follow(
 ) -> Update:
     sequence = present.replication_sequence or 0
     with _server(region, address) as server:
-        newest = _state(server, region, address, None)
-        if newest is None:
-            raise DownloadError(
-                f"{where(region)}: {without_secrets(address)} does not answer with a state.txt that can be read. "
-                "The extract stays as it was; materialise again later, or correct `updates` in regions.toml."
-            )
+        newest = _newest(server, region, address)
         if newest.sequence == sequence:
             return Update(present, "unchanged")
         if newest.sequence < sequence:
@@ -135,9 +167,9 @@ def _follow(
             files.append(_fetch_change(server, region, address, changes, number))
             on_change(len(files), len(numbers))
         _check_order(server, region, address, present, newest)
-    extract = _apply(region, folder, present, files, newest)
+    extract, n_objects = _apply(region, folder, present, files, newest)
     shutil.rmtree(changes, ignore_errors=True)
-    return Update(extract, "changes", len(files))
+    return Update(extract, "changes", len(files), n_objects=n_objects)
 
 
 @contextlib.contextmanager
@@ -152,6 +184,16 @@ def _server(region: Region, address: str) -> Iterator[ReplicationServer]:
             f"{where(region)}: {without_secrets(address)}: {redacted(str(problem), address)} "
             "The extract stays as it was; materialise again later."
         ) from None
+
+
+def _newest(server: ReplicationServer, region: Region, address: str) -> OsmosisState:
+    newest = _state(server, region, address, None)
+    if newest is None:
+        raise DownloadError(
+            f"{where(region)}: {without_secrets(address)} does not answer with a state.txt that can be read. "
+            "The extract stays as it was; materialise again later, or correct `updates` in regions.toml."
+        )
+    return newest
 
 
 def _state(server: ReplicationServer, region: Region, address: str, number: int | None) -> OsmosisState | None:
@@ -237,8 +279,13 @@ def _time(text: str) -> datetime | None:
         return None
 
 
-def _apply(region: Region, folder: Path, present: Extract, files: list[Path], newest: OsmosisState) -> Extract:
-    """Write the extract with the changes, keep its cut, and put it in the place of the present one."""
+def _apply(
+    region: Region, folder: Path, present: Extract, files: list[Path], newest: OsmosisState
+) -> tuple[Extract, int]:
+    """Write the extract with the changes, keep its cut, and put it in the place of the present one.
+
+    Returns the extract and how many of the changes' objects are of the region.
+    """
     _, pbf = load_extract(folder)
     scratch = temporary_beside(folder / "update")
     scratch.mkdir()
@@ -260,7 +307,7 @@ def _apply(region: Region, folder: Path, present: Extract, files: list[Path], ne
                 merge.apply_to_reader(reader, writer)
             finally:
                 writer.close()
-        return adopt(target, region, folder, scratch, present.origin_sha256)
+        return adopt(target, region, folder, scratch, present.origin_sha256), kept.n_inside
     except RuntimeError as problem:
         raise ExtractError(
             f"{where(region)}: the changes cannot be applied: {problem}. The extract stays as it was."

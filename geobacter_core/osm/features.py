@@ -23,6 +23,7 @@ from geobacter_core.errors import FeaturesError
 from geobacter_core.files import (
     TEMPORARY_PREFIX,
     digest_of,
+    only_one,
     read_json,
     remove_temporaries,
     sha256_of_file,
@@ -151,7 +152,8 @@ def build_features(extract: Extract, pbf: Path, keys: Sequence[str], folder: Pat
             broken=broken,
         )
 
-    return kept_or_made(folder, recipe, make)
+    with only_one(folder, "another run"):
+        return kept_or_made(folder, recipe, make)
 
 
 def kept_or_made(folder: Path, recipe: str, make: Callable[[Path], Features]) -> Features:

@@ -12,7 +12,7 @@ from geobacter_core.plots.arrange import (
     snap_to_grid,
     tsne_layout,
 )
-from geobacter_core.plots.cells import embedding_map
+from geobacter_core.plots.cells import change_map, embedding_map
 from geobacter_core.plots.colours import to_rgb
 from geobacter_core.plots.evaluation import SweepRow, label_curve_chart, probe_chart, spread_chart, sweep_chart
 from geobacter_core.plots.page import ATTRIBUTION, png_bytes
@@ -24,6 +24,7 @@ __all__ = [
     "ATTRIBUTION",
     "Components",
     "SweepRow",
+    "change_map",
     "component_colours",
     "distinct_rows",
     "embedding_map",

@@ -1,6 +1,7 @@
 """The map of a region's cells in the colours of their embeddings."""
 
 import math
+from dataclasses import replace
 
 import h3
 import numpy as np
@@ -8,14 +9,17 @@ import shapely
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from geobacter_core.embeddings.history import Changes
 from geobacter_core.embeddings.table import EmbeddingTable
-from geobacter_core.geo import Floats, lonlat_to_pixel
+from geobacter_core.geo import Floats, ground_distance_m, lonlat_to_pixel
 from geobacter_core.plots.arrange import component_colours, principal_components, sampled_rows, typical_rows
+from geobacter_core.plots.colours import sequential
 from geobacter_core.plots.ground import Box, base_map, fitted_scale, scale_bar
 from geobacter_core.plots.page import (
     ATTRIBUTION,
     CAPTION_PX,
     DOT,
+    INK,
     MARGIN,
     MUTED,
     NOTE_PX,
@@ -34,6 +38,9 @@ from geobacter_core.tiles.cache import TileCache
 from geobacter_core.tiles.source import Pixels
 
 _PANEL_PX = 500
+_N_CHANGED = 8
+_APART_CELLS = 5.0
+"""Places that are shown for how they changed are so many cells' widths apart at least."""
 _PIXEL_HEXAGON = 2.0
 """Hexagons of a smaller radius, in pixels of the picture, are painted as points and smoothed."""
 
@@ -193,3 +200,64 @@ def _map_above_key(
     for index in range(n_fit):
         content.paste(key[index], (round(index * min(step, key_height + 30)), picture.height + 30 + 54))
     return compose_page(content, region_title(str(table.metadata["region"])), table_subtitle(table), note)
+
+
+def change_map(table: EmbeddingTable, cache: TileCache, changes: Changes) -> Image.Image:
+    """The cells whose embeddings a refresh has moved, over the region's faded map, the darker the further.
+
+    Below are the windows, as they are now, of the places that changed most, each framed in its cell's colour and with
+    its number, which is on the map too.
+
+    Args:
+        table: The region's embeddings after the refresh.
+        cache: The region's tiles, in the encoder's style.
+        changes: What the refresh changed.
+    """
+    at = np.flatnonzero(np.isin(table.cells, changes.cells))
+    moved = replace(table, cells=table.cells[at], lon=table.lon[at], lat=table.lat[at], embeddings=table.embeddings[at])
+    distance = dict(zip(changes.cells.tolist(), np.nan_to_num(changes.distance, nan=2.0).tolist(), strict=True))
+    far = np.array([distance[str(cell)] for cell in moved.cells])
+    colours = sequential(np.sqrt(far / max(float(far.max(initial=0)), 1e-9)))
+    box = _cells_box(table, 0.01)
+    scale = fitted_scale(box, 1600, 1400)
+    picture = _coloured_map(moved, cache, colours, box, scale)
+    chosen = _most_changed(moved, far, _N_CHANGED)
+    draw = ImageDraw.Draw(picture)
+    for number, row in enumerate(chosen, 1):
+        x, y = lonlat_to_pixel(moved.lon[row : row + 1], moved.lat[row : row + 1])
+        centre = (float((x[0] - box[0]) * scale), float((y[0] - box[1]) * scale))
+        draw.ellipse([c - 15 for c in centre] + [c + 15 for c in centre], outline=INK, width=3)
+        write(picture, (centre[0] + 20, centre[1]), str(number), NOTE_PX, INK, "lm")
+    windows = [
+        with_frame(Image.fromarray(window), (int(colours[row][0]), int(colours[row][1]), int(colours[row][2])), 14)
+        for window, row in zip(Windows(moved, cache, 168).rgb(chosen), chosen, strict=True)
+    ]
+    content = Image.new("RGB", (max(picture.width, 860), picture.height + 90 + (240 if windows else 0)), PAPER)
+    content.paste(picture, ((content.width - picture.width) // 2, 0))
+    scale_bar(content, (0, picture.height + 40), box, scale, most_px=260)
+    for index, window in enumerate(windows):
+        left = index * (window.width + 14)
+        if left + window.width <= content.width:
+            content.paste(window, (left, picture.height + 80))
+            write(content, (left, picture.height + 80 + window.height + 30), str(index + 1), NOTE_PX, MUTED, "ls")
+    note = (
+        f"{len(moved):,} of {len(table):,} cells changed between {changes.since[:10]} and {changes.until[:10]}: the "
+        "darker, the further their embeddings moved. Below, the places that changed most as they are now."
+    )
+    return compose_page(
+        content, f"{region_title(str(table.metadata['region']))}: what changed", table_subtitle(table), note
+    )
+
+
+def _most_changed(table: EmbeddingTable, far: Floats, n: int) -> NDArray[np.int64]:
+    """Rows of the cells that moved most, none near another: one new road would take them all."""
+    chosen: list[int] = []
+    apart_m = _APART_CELLS * math.sqrt(h3.cell_area(str(table.cells[0]), unit="m^2")) if len(table) else 0.0
+    for row in np.argsort(-far, kind="stable"):
+        others = np.array(chosen, np.int64)
+        near_m = ground_distance_m(table.lon[row], table.lat[row], table.lon[others], table.lat[others])
+        if not len(others) or near_m.min() >= apart_m:
+            chosen.append(int(row))
+        if len(chosen) == n:
+            break
+    return np.array(chosen, np.int64)

@@ -118,3 +118,13 @@ def rgb_to_oklab(rgb: Pixels) -> Floats:
     encoded = rgb.astype(np.float64) / 255
     linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
     return np.asarray(np.cbrt(linear @ np.linalg.inv(_LMS_TO_LINEAR)) @ np.linalg.inv(_LAB_TO_LMS))
+
+
+_SEQUENCE: tuple[Rgb, ...] = ((246, 214, 138), (226, 104, 60), (112, 16, 74))
+
+
+def sequential(share: Floats) -> Pixels:
+    """Colours for shares of 0 to 1, `[N]`, from light sand over red to dark plum: sRGB uint8 `[N, 3]`."""
+    lab = rgb_to_oklab(np.array(_SEQUENCE, np.uint8))
+    at = np.linspace(0, 1, len(_SEQUENCE))
+    return oklab_to_rgb(np.stack([np.interp(share, at, lab[:, axis]) for axis in range(3)], axis=-1))

@@ -1,4 +1,4 @@
-"""A region's report: four pictures of its embeddings, and one HTML page that holds them all and needs nothing else."""
+"""A region's report: pictures of its embeddings and of what changed, and one HTML page that needs nothing else."""
 
 import base64
 import html
@@ -6,7 +6,8 @@ import io
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -15,9 +16,11 @@ import numpy as np
 import shapely
 from PIL import Image
 
+from geobacter_core.embeddings.history import Changes
 from geobacter_core.embeddings.table import EmbeddingTable
 from geobacter_core.files import remove_temporaries, written_aside
 from geobacter_core.plots import (
+    change_map,
     embedding_map,
     interpolation_strips,
     neighbour_strips,
@@ -61,6 +64,7 @@ class _Section:
     """A part of the page: a heading, a picture and what the picture says to those who cannot see it."""
 
     name: str
+    link: str
     heading: str
     text: str
     draw: Callable[[EmbeddingTable, TileCache], Image.Image]
@@ -69,12 +73,14 @@ class _Section:
 _SECTIONS = (
     _Section(
         "map",
+        "Map",
         "Where places are alike",
         "Every cell has the colour of its embedding. Cells of one colour look alike to the encoder, near or far.",
         embedding_map,
     ),
     _Section(
         "mosaic",
+        "Sorted windows",
         "The region, sorted",
         "The windows that the encoder saw, side by side when their embeddings are alike.",
         window_mosaic,
@@ -82,11 +88,13 @@ _SECTIONS = (
     _Section(
         "neighbours",
         "Most similar places",
+        "Most similar places",
         "Some windows, and the places elsewhere in the region whose embeddings are nearest to theirs.",
         neighbour_strips,
     ),
     _Section(
         "interpolation",
+        "Between places",
         "From one place to another",
         "What the region has between two places that are nothing alike.",
         interpolation_strips,
@@ -94,7 +102,18 @@ _SECTIONS = (
 )
 
 
-def build_report(folder: Path, table: EmbeddingTable, cache: TileCache, ground: shapely.Geometry) -> Report:
+_CHANGES = _Section(
+    "changes",
+    "Changes",
+    "What the last refresh changed",
+    "Cells whose windows have other pixels than before, by how far their embeddings moved.",
+    embedding_map,
+)
+
+
+def build_report(
+    folder: Path, table: EmbeddingTable, cache: TileCache, ground: shapely.Geometry, changes: Changes | None = None
+) -> Report:
     """Write a region's pictures and page into `folder`; the same input gives the same bytes.
 
     Args:
@@ -102,6 +121,7 @@ def build_report(folder: Path, table: EmbeddingTable, cache: TileCache, ground: 
         table: The region's embeddings.
         cache: The region's tiles, in the encoder's style.
         ground: What the region covers, in degrees.
+        changes: What the last refresh changed; then there is a `changes.png`, too.
 
     Raises:
         TileCacheError: A chunk that a picture needs is missing or damaged.
@@ -111,7 +131,11 @@ def build_report(folder: Path, table: EmbeddingTable, cache: TileCache, ground: 
     remove_temporaries(folder)
     components = principal_components(table.embeddings)
     sections: list[str] = []
-    for section in _SECTIONS:
+    drawn = list(_SECTIONS)
+    (folder / "changes.png").unlink(missing_ok=True)
+    if changes is not None and len(changes):
+        drawn.insert(1, replace(_CHANGES, draw=partial(change_map, changes=changes)))
+    for section in drawn:
         image = section.draw(table, cache)
         _write_bytes(folder / f"{section.name}.png", png_bytes(image))
         sections.append(_section_html(section, region, image))
@@ -124,6 +148,7 @@ def build_report(folder: Path, table: EmbeddingTable, cache: TileCache, ground: 
         figures="\n".join(
             f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in figures
         ),
+        links="".join(f'<a href="#{section.name}">{html.escape(section.link)}</a>' for section in drawn),
         sections="\n".join(sections),
         digest=html.escape(table.digest),
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import shapely
@@ -32,11 +33,14 @@ from geobacter_core.tiles.chunk import (
     chunk_file,
     chunk_metadata,
     chunks_in,
+    map_strips,
     read_digests,
     read_strips,
 )
 from geobacter_core.tiles.source import Pixels
 from geobacter_core.tiles.style import Style, load_style
+
+Result = TypeVar("Result")
 
 WINDOW_MARGIN_M = 500.0
 """The cache reaches this far beyond the region's ground, for windows that hang over its edge."""
@@ -152,6 +156,14 @@ class TileCache:
             TileCacheError: The chunk is not in the cache, missing on disk, damaged, or of another recipe.
         """
         yield from read_strips(self._path(chunk), chunk)
+
+    def map_strips(self, chunk: Tile, function: Callable[[Pixels], Result]) -> Iterator[Result]:
+        """What a function gives for each of the strips, in their order, computed by threads a few strips ahead.
+
+        Raises:
+            TileCacheError: As `strips`.
+        """
+        yield from map_strips(self._path(chunk), chunk, function)
 
     def tile_digests(self, chunk: Tile) -> list[bytes]:
         """SHA-256 of each tile of a chunk, row by row from the north-west, `[256]`; the pixels are not looked at.

@@ -1,25 +1,34 @@
 """Chunk files: the 256 tiles under one zoom-12 tile as Parquet, checked when they are read.
 
-A row per tile (`z x y`, `pixels`, `digest`), a row group per tile row. The metadata says what it was made from.
+A row per tile (`z x y`, `pixels`, `digest`), a row group per tile row. The metadata says what it was made from. Whoever
+looks at pixels has the pages' checksums checked, which takes next to nothing; a build has the tiles' digests checked.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from geobacter_core.ahead import in_order
 from geobacter_core.errors import TileCacheError
-from geobacter_core.files import written_aside
+from geobacter_core.files import n_processors, written_aside
 from geobacter_core.geo import CHUNK_TILES, CHUNK_ZOOM, TILE_PX, TILE_ZOOM, Tile
 from geobacter_core.tiles.source import Pixels
 
 REMEDY = "Materialise tile_cache for the region: it renders what is missing or damaged and keeps the rest."
 RECIPE = "geobacter:recipe"
+_CHECKSUMS = "geobacter:checksums"
+"""Files that were written before there were any lack this."""
+_MAX_THREADS = 4
+
+Result = TypeVar("Result")
 
 
 class ChunkSummary(BaseModel):
@@ -103,6 +112,7 @@ def write_chunk(path: Path, chunk: Tile, strips: Iterable[Pixels], metadata: Map
                         compression_level=1,
                         use_dictionary=False,
                         write_statistics=["x", "y"],
+                        write_page_checksum=True,
                     )
                 )
             writer.write_table(table)
@@ -125,7 +135,7 @@ def _strip_table(chunk: Tile, row: int, flat: Pixels, digests: list[bytes], meta
             "pixels": pa.FixedSizeBinaryArray.from_buffers(pa.binary(flat.shape[1]), CHUNK_TILES, pixels),
             "digest": pa.array(digests, pa.binary(32)),
         },
-        metadata=dict(metadata),
+        metadata={**metadata, _CHECKSUMS: "1"},
     )
 
 
@@ -145,13 +155,35 @@ def chunk_metadata(path: Path) -> dict[str, str]:
 
 
 def read_strips(path: Path, chunk: Tile) -> Iterator[Pixels]:
-    """Rows of tiles of a chunk file, uint8 `[16, 256, 256, C]`, checked against the tiles' digests.
+    """Rows of tiles of a chunk file, uint8 `[16, 256, 256, C]`, checked.
 
     Raises:
-        TileCacheError: The file is missing, cannot be decoded, or a tile does not have its digest.
+        TileCacheError: The file is missing or damaged.
     """
-    for flat, _, _ in _checked_strips(path, chunk):
-        yield flat.reshape(CHUNK_TILES, TILE_PX, TILE_PX, -1)
+    return map_strips(path, chunk, lambda strip: strip)
+
+
+def map_strips(path: Path, chunk: Tile, function: Callable[[Pixels], Result]) -> Iterator[Result]:
+    """What a function gives for each row of tiles, in their order, computed by threads a few rows ahead.
+
+    Raises:
+        TileCacheError: As `read_strips`.
+    """
+    file = _opened(path, chunk)
+    has_checksums = _CHECKSUMS.encode() in (file.metadata or {})
+
+    def of_row(row: int) -> Result:
+        flat, digests = _read_strip(path, chunk, row, file)
+        if not has_checksums:
+            _check(path, chunk, row, flat, digests)
+        return function(flat.reshape(CHUNK_TILES, TILE_PX, TILE_PX, -1))
+
+    n_threads = min(n_processors(), _MAX_THREADS)
+    pool = ThreadPoolExecutor(n_threads, "chunk-reading")
+    try:
+        yield from in_order(pool, of_row, range(CHUNK_TILES), n_threads)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def read_digests(path: Path, chunk: Tile) -> list[bytes]:
@@ -181,35 +213,56 @@ def check_chunk(path: Path, chunk: Tile) -> ChunkSummary:
     """
     digests: list[bytes] = []
     n_blank = 0
-    for _, found, blank in _checked_strips(path, chunk):
+    file = _opened(path, chunk)
+    for row in range(CHUNK_TILES):
+        found, blank = _check(path, chunk, row, *_read_strip(path, chunk, row, file))
         digests += found
         n_blank += blank
     return _summary(path, chunk, chunk_metadata(path).get(RECIPE, ""), digests, n_blank)
 
 
-def _checked_strips(path: Path, chunk: Tile) -> Iterator[tuple[Pixels, list[bytes], int]]:
-    """Each row of tiles as uint8 `[16, bytes]`, with its digests, which are right, and how many are of one colour."""
-    not_its_tiles = f"Chunk {path} is damaged: it does not hold the 256 tiles of {chunk}. {REMEDY}"
+def _opened(path: Path, chunk: Tile) -> pq.FileMetaData:
+    """What the end of a chunk file says of its contents."""
+    with _troubles(path), pq.ParquetFile(path) as file:
+        if file.num_row_groups != CHUNK_TILES or file.metadata.num_rows != CHUNK_TILES**2:
+            raise _not_its_tiles(path, chunk)
+        return file.metadata
+
+
+def _read_strip(path: Path, chunk: Tile, row: int, metadata: pq.FileMetaData) -> tuple[Pixels, list[bytes]]:
+    """A row of tiles as uint8 `[16, bytes]`, and the digests that the file says they have."""
+    with _troubles(path):
+        with pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True) as file:
+            table = file.read_row_group(row)
+        first = (table["x"][0].as_py(), table["y"][0].as_py())
+        pixels = table["pixels"].chunk(0) if table["pixels"].num_chunks == 1 else table["pixels"].combine_chunks()
+        width = pixels.type.byte_width
+        flat: Pixels = np.frombuffer(pixels.buffers()[1], np.uint8).reshape(-1, width)
+        is_whole = width % (TILE_PX * TILE_PX) == 0 and len(flat) == CHUNK_TILES
+        if not is_whole or first != (chunk.x * CHUNK_TILES, chunk.y * CHUNK_TILES + row):
+            raise _not_its_tiles(path, chunk)
+        return flat, table["digest"].to_pylist()
+
+
+def _check(path: Path, chunk: Tile, row: int, flat: Pixels, digests: list[bytes]) -> tuple[list[bytes], int]:
+    """The digests of a row of tiles, if they are those that are said, and how many tiles are of one colour."""
+    found, n_blank = _digests(flat, flat.shape[1] // (TILE_PX * TILE_PX))
+    for column, (ours, theirs) in enumerate(zip(found, digests, strict=True)):
+        if ours != theirs:
+            tile = Tile(TILE_ZOOM, chunk.x * CHUNK_TILES + column, chunk.y * CHUNK_TILES + row)
+            raise TileCacheError(f"Chunk {path} is damaged: tile {tile} does not have its digest. {REMEDY}")
+    return found, n_blank
+
+
+def _not_its_tiles(path: Path, chunk: Tile) -> TileCacheError:
+    return TileCacheError(f"Chunk {path} is damaged: it does not hold the 256 tiles of {chunk}. {REMEDY}")
+
+
+@contextmanager
+def _troubles(path: Path) -> Iterator[None]:
+    """Say of a file that cannot be read, which, and what to do."""
     try:
-        with pq.ParquetFile(path) as file:
-            if file.num_row_groups != CHUNK_TILES or file.metadata.num_rows != CHUNK_TILES**2:
-                raise TileCacheError(not_its_tiles)
-            for row in range(CHUNK_TILES):
-                table = file.read_row_group(row)
-                first = (table["x"][0].as_py(), table["y"][0].as_py())
-                pixels = table["pixels"].combine_chunks()
-                width = pixels.type.byte_width
-                flat: Pixels = np.frombuffer(pixels.buffers()[1], np.uint8).reshape(-1, width)
-                is_whole = width % (TILE_PX * TILE_PX) == 0 and len(flat) == CHUNK_TILES
-                if not is_whole or first != (chunk.x * CHUNK_TILES, chunk.y * CHUNK_TILES + row):
-                    raise TileCacheError(not_its_tiles)
-                digests: list[bytes] = table["digest"].to_pylist()
-                found, n_blank = _digests(flat, width // (TILE_PX * TILE_PX))
-                for column, (ours, theirs) in enumerate(zip(found, digests, strict=True)):
-                    if ours != theirs:
-                        tile = Tile(TILE_ZOOM, chunk.x * CHUNK_TILES + column, chunk.y * CHUNK_TILES + row)
-                        raise TileCacheError(f"Chunk {path} is damaged: tile {tile} does not have its digest. {REMEDY}")
-                yield flat, found, n_blank
+        yield
     except FileNotFoundError:
         raise TileCacheError(f"Chunk {path} is missing. {REMEDY}") from None
     except (pa.ArrowException, OSError, KeyError, ValueError, AttributeError, IndexError) as problem:

@@ -1,35 +1,38 @@
 """Windows: squares of ground cut from the tiles, across tile and chunk borders, at any latitude.
 
 A window may be accompanied by wider ones around the same place at the same number of pixels (`Scales`); their channels
-follow those of the window. Cutting has two steps. `WindowReader.patches` gathers the pixels around each place
-from the cache, reduced by a power of two where the window is much finer than `size_px`; `resample` turns a whole batch
-of patches into windows with one bilinear pass, rotated, flipped and shifted if wanted. The reduction depends on nothing
-but latitude, `size_m` and `size_px`, so a window has the same pixels in training, in a table and in an answer to a
-request.
+follow those of the window. Each window is one bilinear warp of the pixels around its place, turned, mirrored, shifted
+or widened if wanted (`Views`). Where a window is much finer than `size_px`, these are pixels reduced by a power of two.
+All of it depends on nothing but the place, `size_m` and `size_px`, so a window has the same pixels in training, in a
+table and in an answer to a request.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from geobacter_core.errors import TileCacheError
-from geobacter_core.geo import CHUNK_PX, CHUNK_ZOOM, Floats, Place, Tile, lonlat_to_pixel, window_half_px
+from geobacter_core.geo import (
+    CHUNK_PX,
+    CHUNK_ZOOM,
+    TILE_PX,
+    Floats,
+    Place,
+    Tile,
+    chunk_numbers,
+    lonlat_to_pixel,
+    window_half_px,
+)
 from geobacter_core.tiles.cache import WINDOW_MARGIN_M, TileCache
-from geobacter_core.tiles.mosaic import ChunkMemory, Mosaic
+from geobacter_core.tiles.mosaic import GROUP, ChunkMemory, blocks_per_side, n_groups
 from geobacter_core.tiles.source import Pixels
-
-if TYPE_CHECKING:
-    import torch
 
 _CHUNKS_IN_MEMORY = 4
 """As many as a window can touch: at one's corner, places in a row would otherwise decode them over and over."""
 _SURROUNDINGS = 2
-_MAX_SCALE = math.sqrt(2)
-"""After reduction, a window has 1/√2 to √2 source pixels per output pixel (fewer only where none are there)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +69,6 @@ class Scales:
         widest_m = replace(self, surroundings_m=None).extent_m
         side_m = min(_SURROUNDINGS * widest_m, 2 * WINDOW_MARGIN_M)
         return replace(self, surroundings_m=side_m if side_m > widest_m else None)
-
-
-@dataclass(frozen=True, slots=True)
-class Patches:
-    """The pixels around a batch of places, and where the windows lie in them.
-
-    Attributes:
-        pixels: uint8 `[N, P, P, C]`; zero where nothing was asked for.
-        centre: Window centres, fractional patch pixels (x, y), `[N, 2]`; pixel i spans i to i + 1.
-        half: Half width and half height of the windows, fractional patch pixels, `[N, 2]`.
-    """
-
-    pixels: Pixels
-    centre: Floats
-    half: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,20 +109,32 @@ class Views:
         return Views(self.angle, self.flip, self.shift / ratio, self.scale)
 
 
+@dataclass(frozen=True, slots=True)
+class _Warps:
+    """Where the pixels of N windows lie among the (reduced) pixels of the whole map.
+
+    Attributes:
+        matrix: From a window's pixel (column, row) to a pixel of its box, both counted from pixel centres, `[N, 2, 3]`.
+        low: The box's first column and row in the map, `[N, 2]`.
+        size: Its columns and rows, `[N, 2]`.
+        reduction: By which the map's pixels are reduced, `[N]`.
+    """
+
+    matrix: Floats
+    low: NDArray[np.int64]
+    size: NDArray[np.int64]
+    reduction: NDArray[np.int64]
+
+
 def memory_bytes(n_channels: int) -> int:
     """What four chunks take, decoded, that have no tile of one colour: enough for places that come chunk by chunk."""
-    return _CHUNKS_IN_MEMORY * CHUNK_PX**2 * n_channels
-
-
-def reach(max_shift: float, max_scale: float = 1.0) -> float:
-    """How far a view can reach from the window's centre, in half sides: its corner, turned anywhere, and the shift."""
-    return math.sqrt(2) * max_scale + 2 * max_shift
+    return _CHUNKS_IN_MEMORY * CHUNK_PX**2 * GROUP * n_groups(n_channels)
 
 
 class WindowReader:
     """Reads windows of one region, with recently used chunks in a memory that other readers may share.
 
-    `wider` read the wider windows around the same places, if there are any.
+    `n_planes` is S·C: channels of a window, those of the wider ones included.
     """
 
     def __init__(
@@ -153,122 +153,120 @@ class WindowReader:
         self.size_m = size_m
         self.size_px = size_px
         self.memory = memory or ChunkMemory(memory_bytes(cache.n_channels))
-        self.wider = tuple(WindowReader(cache, side_m, size_px, memory=self.memory) for side_m in wider_m)
+        self._sides_m = (size_m, *wider_m)
+        self.n_planes = len(self._sides_m) * cache.n_channels
 
-    def patches(self, lon: Floats, lat: Floats, reach: float = 1.0) -> Patches:
-        """The pixels within `reach` half sides of places given in degrees.
+    def windows(self, lon: Floats, lat: Floats, views: Views | None = None) -> Pixels:
+        """Windows of places in degrees, north up unless views say otherwise.
+
+        Returns:
+            uint8 `[N, S·C, size_px, size_px]`; S counts the wider ones too.
 
         Raises:
             TileCacheError: A chunk that is needed is not in the cache, missing or damaged.
         """
-        x, y = lonlat_to_pixel(lon, lat)
-        half = np.stack(window_half_px(lat, self.size_m), axis=1)
-        reduction = self._reduction(half)
-        centre = np.stack([x, y], axis=1) / reduction[:, None]
-        half /= reduction[:, None]
-        side = patch_px(self.size_px, reach, float(half.max(initial=0)))
-        origin = np.floor(centre - side / 2).astype(np.int64)
-        low = np.maximum(np.floor(centre - half * reach).astype(np.int64) - 1 - origin, 0)
-        high = np.minimum(np.ceil(centre + half * reach).astype(np.int64) + 1 - origin, side)
-        pixels = np.zeros((len(lon), side, side, self.cache.n_channels), np.uint8)
-        for index in range(len(lon)):
-            (left, top), (right, bottom) = low[index], high[index]
-            self._gather(
-                pixels[index, top:bottom, left:right],
-                int(origin[index, 0] + left),
-                int(origin[index, 1] + top),
-                int(reduction[index]),
-            )
-        return Patches(pixels, centre - origin, half)
-
-    def boxes(self, lon: Floats, lat: Floats) -> Iterator[Pixels]:
-        """The pixels of each window as they lie in the cache, not resampled: uint8 `[H, W, C]`, one after the other."""
-        patches = self.patches(lon, lat)
-        low = np.round(patches.centre - patches.half).astype(np.int64)
-        high = np.round(patches.centre + patches.half).astype(np.int64)
-        for pixels, (left, top), (right, bottom) in zip(patches.pixels, low, high, strict=True):
-            yield pixels[top:bottom, left:right]
-
-    def windows(self, lon: Floats, lat: Floats) -> Pixels:
-        """Windows of places in degrees, north up: uint8 `[N, S·C, size_px, size_px]`; S counts the wider ones too."""
-        windows = np.asarray(resample(self.patches(lon, lat), self.size_px).numpy(), np.uint8)
-        wider = [reader.windows(lon, lat) for reader in self.wider]
-        return np.concatenate([windows, *wider], axis=1) if wider else windows
+        n_channels = self.cache.n_channels
+        windows = np.zeros((len(lon), self.n_planes, self.size_px, self.size_px), np.uint8)
+        buffer = np.empty((self.size_px, self.size_px, GROUP), np.uint8)
+        spare = [np.empty((self.size_px, self.size_px), np.uint8)] * (-n_channels % GROUP)
+        # Chunk by chunk: where memory is short, none is decoded twice.
+        order = np.lexsort(chunk_numbers(np.stack([lon, lat], axis=1)))
+        warps = [
+            self._warps(lon, lat, side_m, views and views.of_wider(side_m / self.size_m)) for side_m in self._sides_m
+        ]
+        reductions = {int(reduction) for scale in warps for reduction in np.unique(scale.reduction)}
+        shape, flags = (self.size_px, self.size_px), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        for number, scale in enumerate(warps):
+            first = number * n_channels
+            places = np.column_stack([scale.low, scale.size, scale.reduction]).tolist()
+            for index in order:
+                matrix, planes = scale.matrix[index], windows[index, first : first + n_channels]
+                for group, box in enumerate(self._box(places[index], reductions)):
+                    # Most windows show nothing in most channels of a style of masks.
+                    if box is not None and cv2.hasNonZero(box.reshape(len(box), -1)):
+                        cv2.warpAffine(box, matrix, shape, buffer, flags, cv2.BORDER_REPLICATE)
+                        own = list(planes[GROUP * group : GROUP * (group + 1)])
+                        cv2.split(buffer, own if len(own) == GROUP else own + spare)
+        return windows
 
     def window(self, place: Place) -> Pixels:
         """One window, without wider ones, as a picture: uint8 `[size_px, size_px, C]`."""
         windows = self.windows(np.array([place.lon]), np.array([place.lat]))
         return np.moveaxis(windows[0, : self.cache.n_channels], 0, -1)
 
-    def _reduction(self, half_px: Floats) -> NDArray[np.int64]:
-        scale = 2 * half_px.max(axis=1) / self.size_px
-        return np.asarray(np.left_shift(1, np.clip(np.round(np.log2(scale)), 0, 6).astype(np.int64)))
+    def boxes(self, lon: Floats, lat: Floats) -> Iterator[Pixels]:
+        """The pixels of each window as they lie in the cache, not resampled: uint8 `[H, W, C]`, one after the other."""
+        centre, half, reduction = self._ground(lon, lat, self.size_m)
+        low = np.round(centre - half).astype(np.int64)
+        size = np.round(centre + half).astype(np.int64) - low
+        for place in np.column_stack([low, size, reduction]).tolist():
+            nothing = np.zeros((place[3], place[2], GROUP), np.uint8)
+            groups = [nothing if group is None else group for group in self._box(place, ())]
+            yield np.concatenate(groups, axis=-1)[..., : self.cache.n_channels]
 
-    def _gather(self, out: Pixels, x: int, y: int, reduction: int) -> None:
-        """Copy the box at reduced pixel (x, y) of `out`'s size from as many chunks as it touches."""
-        height, width = out.shape[:2]
-        chunk_px = CHUNK_PX // reduction
-        for row in range(y // chunk_px, (y + height - 1) // chunk_px + 1):
-            for column in range(x // chunk_px, (x + width - 1) // chunk_px + 1):
-                if not (0 <= column < 1 << CHUNK_ZOOM and 0 <= row < 1 << CHUNK_ZOOM):
-                    raise TileCacheError(
-                        "A window reaches over the map's edge (antimeridian or ±85°). Ask for places within."
-                    )
-                mosaic = self.memory.mosaic(self.cache, Tile(CHUNK_ZOOM, column, row), reduction)
-                _copy(out, mosaic, x - column * chunk_px, y - row * chunk_px)
+    def _ground(self, lon: Floats, lat: Floats, side_m: float) -> tuple[Floats, Floats, NDArray[np.int64]]:
+        """Centres and half sides of windows in reduced pixels of the whole map, `[N, 2]`, and the reductions, `[N]`.
 
+        After reduction a window has 1/√2 to √2 source pixels per output pixel (fewer only where none are there).
+        """
+        half = np.stack(window_half_px(lat, side_m), axis=1)
+        scale = 2 * half.max(axis=1) / self.size_px
+        reduction = np.left_shift(1, np.clip(np.round(np.log2(scale)), 0, 6).astype(np.int64))
+        centre = np.stack(lonlat_to_pixel(lon, lat), axis=1)
+        return centre / reduction[:, None], half / reduction[:, None], reduction
 
-def _copy(out: Pixels, mosaic: Mosaic, x: int, y: int) -> None:
-    """Copy what `out`, its corner at the mosaic's pixel (x, y), shares with the mosaic."""
-    height, width = out.shape[:2]
-    side = mosaic.side
-    for row, blocks in enumerate(mosaic.blocks):
-        top, bottom = max(y, row * side), min(y + height, (row + 1) * side)
-        if top >= bottom:
-            continue
-        for column in range(max(x // side, 0), min((x + width - 1) // side + 1, len(blocks))):
-            left, right = max(x, column * side), min(x + width, (column + 1) * side)
-            out[top - y : bottom - y, left - x : right - x] = blocks[column][
-                top - row * side : bottom - row * side, left - column * side : right - column * side
-            ]
+    def _warps(self, lon: Floats, lat: Floats, side_m: float, views: Views | None) -> _Warps:
+        centre, half, reduction = self._ground(lon, lat, side_m)
+        # From -1 to 1 along the window's sides to pixels of the map.
+        turn = np.zeros((len(lon), 2, 2))
+        if views is None:
+            turn[:, 0, 0], turn[:, 1, 1] = half.T
+        else:
+            cos, sin = views.scale * np.cos(views.angle), views.scale * np.sin(views.angle)
+            turn[:, 0, 0], turn[:, 0, 1] = half[:, 0] * cos * views.flip, -half[:, 0] * sin
+            turn[:, 1, 0], turn[:, 1, 1] = half[:, 1] * sin * views.flip, half[:, 1] * cos
+            centre = centre + 2 * views.shift * half
+        step = turn * 2 / self.size_px
+        span = (self.size_px - 1) / 2 * np.abs(step).sum(axis=2)  # from the centre to the outermost pixel's
+        low = np.floor(centre - span - 0.5).astype(np.int64)
+        high = np.floor(centre + span - 0.5).astype(np.int64) + 2
+        first = centre - 0.5 - (self.size_px - 1) / 2 * step.sum(axis=2) - low
+        return _Warps(np.concatenate([step, first[:, :, None]], axis=2), low, high - low, reduction)
 
+    def _box(self, place: Sequence[int], reductions: Collection[int]) -> Sequence[Pixels | None]:
+        """Pixels of the map, uint8 `[height, width, 4]` for each group of channels; None where they are all 0.
 
-def patch_px(size_px: int, reach: float, half_px: float) -> int:
-    """Side of the patches: the same for every batch, so that one compiled or exported graph serves them all."""
-    usual = size_px / 2 * _MAX_SCALE
-    return 2 * math.ceil(max(half_px, usual) * reach) + 4
+        Args:
+            place: First column and row, width and height, all in reduced pixels, and the reduction.
+            reductions: All that will be wanted of the chunks.
+        """
+        x, y, width, height, reduction = place
+        side = min(TILE_PX, CHUNK_PX // reduction)
+        column, row, left, top = x // side, y // side, x % side, y % side
+        right, bottom = left + width, top + height
+        if right <= side and bottom <= side:
+            block = self._block(column, row, reduction, reductions)
+            return [group if group is None else group[top:bottom, left:right] for group in block]
+        boxes: list[Pixels | None] = [None] * n_groups(self.cache.n_channels)
+        for down in range((bottom - 1) // side + 1):
+            north, south = max(top - down * side, 0), min(bottom - down * side, side)
+            for over in range((right - 1) // side + 1):
+                west, east = max(left - over * side, 0), min(right - over * side, side)
+                for number, group in enumerate(self._block(column + over, row + down, reduction, reductions)):
+                    if group is None:
+                        continue
+                    box = boxes[number]
+                    if box is None:
+                        box = boxes[number] = np.zeros((height, width, GROUP), np.uint8)
+                    to_y, to_x = down * side - top + north, over * side - left + west
+                    box[to_y : to_y + south - north, to_x : to_x + east - west] = group[north:south, west:east]
+        return boxes
 
-
-def resample(
-    patches: Patches, size_px: int, views: Views | None = None, device: "torch.device | None" = None
-) -> "torch.Tensor":
-    """Turn a batch of patches into windows: uint8 tensor `[N, C, size_px, size_px]` on `device`.
-
-    A window's corners at (±1, ±1) are mirrored, turned and moved by `views`, and the patch is read there bilinearly.
-    """
-    import torch
-    from torch.nn import functional
-
-    n, side = patches.pixels.shape[:2]
-    matrix = np.zeros((n, 2, 3), np.float32)
-    if views is None:
-        matrix[:, 0, 0], matrix[:, 1, 1] = patches.half[:, 0], patches.half[:, 1]
-        centre = patches.centre
-    else:
-        cos, sin = views.scale * np.cos(views.angle), views.scale * np.sin(views.angle)
-        matrix[:, 0, 0], matrix[:, 0, 1] = patches.half[:, 0] * cos * views.flip, -patches.half[:, 0] * sin
-        matrix[:, 1, 0], matrix[:, 1, 1] = patches.half[:, 1] * sin * views.flip, patches.half[:, 1] * cos
-        centre = patches.centre + 2 * views.shift * patches.half
-    matrix[:, :, :2] *= 2 / side
-    matrix[:, :, 2] = centre * 2 / side - 1
-    with torch.inference_mode():
-        source = torch.from_numpy(patches.pixels).to(device).permute(0, 3, 1, 2)
-        across = (2 * torch.arange(size_px, device=device) + 1) / size_px - 1
-        turn = torch.from_numpy(matrix).to(device)[..., None, None]
-        # What functional.affine_grid computes, at a third of its cost.
-        grid = turn[:, :, 0] * across + turn[:, :, 1] * across[:, None] + turn[:, :, 2]
-        grid = grid.permute(0, 2, 3, 1)
-        sampled = functional.grid_sample(
-            source.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
-        )
-        return sampled.round_().to(torch.uint8)
+    def _block(self, column: int, row: int, reduction: int, reductions: Collection[int]) -> Sequence[Pixels | None]:
+        """A block of the reduced map, as `Mosaic` has them."""
+        per_chunk = blocks_per_side(reduction)
+        if not (0 <= column < per_chunk << CHUNK_ZOOM and 0 <= row < per_chunk << CHUNK_ZOOM):
+            raise TileCacheError("A window reaches over the map's edge (antimeridian or ±85°). Ask for places within.")
+        chunk = Tile(CHUNK_ZOOM, column // per_chunk, row // per_chunk)
+        mosaic = self.memory.mosaic(self.cache, chunk, reduction, reductions)
+        return mosaic.blocks[row % per_chunk][column % per_chunk]

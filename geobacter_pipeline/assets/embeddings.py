@@ -8,11 +8,12 @@ from geobacter_core.osm.extract import load_extract
 from geobacter_pipeline.assets.encoder import champion_encoder
 from geobacter_pipeline.assets.osm import OWNERS, osm_extract
 from geobacter_pipeline.assets.tiles import tile_cache
+from geobacter_pipeline.automation import PROCESSORS, on_change_of
 from geobacter_pipeline.partitions import region_partitions
 from geobacter_pipeline.report_back import Progress, columns, core_errors, picture
 from geobacter_pipeline.resources import Geobacter
 
-TABLE_VERSION = "2"
+TABLE_VERSION = "3"
 """That of `geobacter_core.embeddings.embed`, not imported here because torch takes seconds; a test holds it."""
 
 
@@ -22,6 +23,8 @@ TABLE_VERSION = "2"
     group_name="embeddings",
     kinds={"geoparquet", "torch"},
     owners=OWNERS,
+    pool=PROCESSORS,
+    automation_condition=on_change_of("tile_cache", "champion_encoder"),
     code_version=TABLE_VERSION,
 )
 def region_embeddings(context: dg.AssetExecutionContext, geobacter: Geobacter) -> dg.MaterializeResult[None]:
@@ -56,6 +59,7 @@ def region_embeddings(context: dg.AssetExecutionContext, geobacter: Geobacter) -
             "cells checked": made.n_checked,
             "cells changed": made.n_changed,
             "windows encoded": made.n_encoded,
+            "rows in the change table": made.n_moved,
             "was up to date": made.was_current,
             "seconds": round(took_s, 2),
         },
@@ -68,12 +72,15 @@ def region_embeddings(context: dg.AssetExecutionContext, geobacter: Geobacter) -
     group_name="embeddings",
     kinds={"html", "pillow"},
     owners=OWNERS,
-    code_version="1",
+    pool=PROCESSORS,
+    automation_condition=on_change_of("region_embeddings"),
+    code_version="2",
 )
 def embedding_report(context: dg.AssetExecutionContext, geobacter: Geobacter) -> dg.MaterializeResult[None]:
     """Pictures of a region's embeddings: the map, the mosaic, neighbours and interpolations, on one HTML page."""
     import PIL.Image
 
+    from geobacter_core.embeddings.history import latest_changes
     from geobacter_core.embeddings.table import read_table
     from geobacter_core.report import build_report
 
@@ -82,7 +89,8 @@ def embedding_report(context: dg.AssetExecutionContext, geobacter: Geobacter) ->
         extract, _ = load_extract(settings.extract_folder(region))
         cache = geobacter.tiles(region)
         table = read_table(settings.embeddings_file(region))
-        report = build_report(settings.report_folder(region), table, cache, extract.ground)
+        changes = latest_changes(settings.embeddings_file(region))
+        report = build_report(settings.report_folder(region), table, cache, extract.ground, changes)
     with PIL.Image.open(report.map) as image:
         shown = picture(image)
     return dg.MaterializeResult(
@@ -90,6 +98,7 @@ def embedding_report(context: dg.AssetExecutionContext, geobacter: Geobacter) ->
             "page": dg.MetadataValue.path(report.page),
             "page_url": dg.MetadataValue.url(report.page.as_uri()),
             "cells": len(table),
+            "cells that the last refresh changed": 0 if changes is None else len(changes),
             "picture": shown,
         },
     )

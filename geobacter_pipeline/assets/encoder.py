@@ -10,6 +10,7 @@ import dagster as dg
 from geobacter_pipeline.assets.osm import OWNERS
 from geobacter_pipeline.assets.samples import triplet_samples
 from geobacter_pipeline.assets.tiles import tile_cache
+from geobacter_pipeline.automation import PROCESSORS
 from geobacter_pipeline.configs import TrainConfig
 from geobacter_pipeline.partitions import training_mapping, training_regions
 from geobacter_pipeline.report_back import Progress, core_errors, picture
@@ -23,7 +24,7 @@ warnings.filterwarnings("ignore", category=dg.BetaWarning, message=".*multi_obse
 
 _LOCAL_UI = "http://127.0.0.1:5000"
 
-CODE_VERSION = "8"
+CODE_VERSION = "9"
 """That of `geobacter_core.encoder.train`, which is not imported here because torch takes seconds; a test holds it."""
 
 
@@ -35,6 +36,7 @@ CODE_VERSION = "8"
     group_name="encoder",
     kinds={"torch", "mlflow"},
     owners=OWNERS,
+    pool=PROCESSORS,
     code_version=CODE_VERSION,
 )
 def location_encoder(

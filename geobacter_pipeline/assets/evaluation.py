@@ -5,12 +5,13 @@ import dagster as dg
 from geobacter_pipeline.assets.encoder import champion_encoder
 from geobacter_pipeline.assets.osm import OWNERS, map_features, osm_extract
 from geobacter_pipeline.assets.tiles import tile_cache
+from geobacter_pipeline.automation import PROCESSORS
 from geobacter_pipeline.configs import EvaluationConfig
 from geobacter_pipeline.partitions import region_partitions
 from geobacter_pipeline.report_back import columns, core_errors, picture
 from geobacter_pipeline.resources import Geobacter
 
-CODE_VERSION = "4"
+CODE_VERSION = "5"
 """That of `geobacter_core.evaluation.evaluate`, not imported here because torch takes seconds; a test holds it."""
 
 
@@ -20,6 +21,7 @@ CODE_VERSION = "4"
     group_name="encoder",
     kinds={"parquet", "scikitlearn"},
     owners=OWNERS,
+    pool=PROCESSORS,
     code_version=CODE_VERSION,
 )
 def encoder_evaluation(

@@ -5,6 +5,7 @@ import dagster as dg
 from geobacter_core.osm import extract as core_extract
 from geobacter_core.osm import features as core_features
 from geobacter_core.tiles.style import all_keys
+from geobacter_pipeline.automation import NETWORK, PROCESSORS, daily, on_change
 from geobacter_pipeline.partitions import region_partitions
 from geobacter_pipeline.report_back import Progress, columns, core_errors
 from geobacter_pipeline.resources import Geobacter
@@ -17,6 +18,8 @@ OWNERS = ["team:geobacter"]
     group_name="map",
     kinds={"openstreetmap", "file"},
     owners=OWNERS,
+    pool=NETWORK,
+    freshness_policy=daily,
     code_version=core_extract.VERSION,
     retry_policy=dg.RetryPolicy(max_retries=3, delay=20, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS),
 )
@@ -37,6 +40,7 @@ def osm_extract(context: dg.AssetExecutionContext, geobacter: Geobacter) -> dg.M
             "source": extract.source,
             "update": update.how,
             "change files applied": update.n_changes,
+            "objects changed": update.n_objects,
             "note": update.note or "none",
             "path": dg.MetadataValue.path(folder / extract.file),
             "size_bytes": extract.size_bytes,
@@ -60,6 +64,8 @@ def osm_extract(context: dg.AssetExecutionContext, geobacter: Geobacter) -> dg.M
     group_name="map",
     kinds={"flatgeobuf", "geopandas"},
     owners=OWNERS,
+    pool=PROCESSORS,
+    automation_condition=on_change,
     code_version=f"{core_features.VERSION}-{core_features.keys_digest(all_keys())}",
 )
 def map_features(context: dg.AssetExecutionContext, geobacter: Geobacter) -> dg.MaterializeResult[None]:

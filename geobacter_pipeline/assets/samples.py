@@ -6,6 +6,7 @@ from geobacter_core.osm.extract import load_extract
 from geobacter_core.samples import triplets as core_triplets
 from geobacter_pipeline.assets.osm import OWNERS, osm_extract
 from geobacter_pipeline.assets.tiles import tile_cache
+from geobacter_pipeline.automation import PROCESSORS
 from geobacter_pipeline.configs import SampleConfig
 from geobacter_pipeline.partitions import region_partitions
 from geobacter_pipeline.report_back import Progress, columns, core_errors, picture
@@ -18,6 +19,7 @@ from geobacter_pipeline.resources import Geobacter
     group_name="encoder",
     kinds={"parquet"},
     owners=OWNERS,
+    pool=PROCESSORS,
     code_version=core_triplets.VERSION,
 )
 def triplet_samples(

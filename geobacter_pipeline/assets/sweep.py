@@ -4,6 +4,7 @@ import dagster as dg
 
 from geobacter_pipeline.assets.osm import OWNERS, map_features
 from geobacter_pipeline.assets.tiles import tile_cache
+from geobacter_pipeline.automation import PROCESSORS
 from geobacter_pipeline.configs import SweepConfig
 from geobacter_pipeline.partitions import training_mapping, training_regions
 from geobacter_pipeline.report_back import core_errors, picture
@@ -18,6 +19,7 @@ from geobacter_pipeline.resources import Geobacter
     group_name="encoder",
     kinds={"torch", "mlflow"},
     owners=OWNERS,
+    pool=PROCESSORS,
     code_version="1",
 )
 def encoder_sweep(

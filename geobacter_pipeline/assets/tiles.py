@@ -12,6 +12,7 @@ from geobacter_core.tiles.coverage import Coverage, measure_coverage
 from geobacter_core.tiles.region import build_region
 from geobacter_core.tiles.style import load_style
 from geobacter_pipeline.assets.osm import OWNERS, map_features, osm_extract
+from geobacter_pipeline.automation import PROCESSORS, on_change_of
 from geobacter_pipeline.configs import TileConfig
 from geobacter_pipeline.partitions import region_partitions
 from geobacter_pipeline.report_back import Progress, columns, core_errors, picture
@@ -26,6 +27,8 @@ _STYLE = load_style(Settings.from_environment().style)
     group_name="map",
     kinds={"mapnik", "parquet"},
     owners=OWNERS,
+    pool=PROCESSORS,
+    automation_condition=on_change_of("map_features"),
     code_version=f"{build.VERSION}-{_STYLE.name}-{_STYLE.digest[:12]}",
 )
 def tile_cache(

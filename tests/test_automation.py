@@ -1,0 +1,152 @@
+"""What runs by itself: which changes lead to which runs, and which regions' servers have something new."""
+
+import dagster as dg
+import pytest
+from replication import FIRST, Server, node, write_extract
+
+from geobacter_core.osm.changes import pending_changes, update_extract
+from geobacter_core.osm.extract import fetch_extract
+from geobacter_core.regions import load_regions
+from geobacter_core.settings import Settings
+from geobacter_pipeline.definitions import defs
+from geobacter_pipeline.partitions import region_partitions
+
+CHAIN = ["osm_extract", "map_features", "tile_cache", "region_embeddings", "embedding_report"]
+
+
+class Graph:
+    """The assets of two regions as Dagster sees them; nothing is computed."""
+
+    def __init__(self):
+        self._instance = dg.DagsterInstance.ephemeral()
+        self._cursor = None
+        for region in ("kotka", "monaco"):
+            for asset in CHAIN:
+                self.made(asset, "1", region)
+        self.promoted("1")
+        self.requested()
+
+    def made(self, asset, version, region="monaco"):
+        self._instance.report_runless_asset_event(
+            dg.AssetMaterialization(asset, partition=region, tags={"dagster/data_version": version})
+        )
+
+    def promoted(self, version):
+        self._instance.report_runless_asset_event(
+            dg.AssetObservation("champion_encoder", tags={"dagster/data_version": version})
+        )
+
+    def requested(self):
+        """What the sensor would ask for now, that it did not before."""
+        result = dg.evaluate_automation_conditions(defs, self._instance, cursor=self._cursor)
+        self._cursor = result.cursor
+        assets = defs.resolve_asset_graph().materializable_asset_keys
+        return {
+            (key.to_user_string(), region)
+            for key in assets
+            for region in result.get_requested_partitions(key)
+            if region is not None
+        }
+
+
+@pytest.fixture
+def graph():
+    return Graph()
+
+
+def test_an_update_that_finds_nothing_leads_to_nothing(graph):
+    graph.made("osm_extract", "1")
+    assert graph.requested() == set()
+
+
+def test_a_changed_extract_leads_down_the_chain_as_far_as_it_changes_anything(graph):
+    graph.made("osm_extract", "2")
+    assert graph.requested() == {("map_features", "monaco")}
+    graph.made("map_features", "2")
+    assert graph.requested() == {("tile_cache", "monaco")}
+    graph.made("tile_cache", "1")  # nothing that the style draws
+    assert graph.requested() == set()
+    graph.made("tile_cache", "2")
+    assert graph.requested() == {("region_embeddings", "monaco")}
+    graph.made("region_embeddings", "2")
+    assert graph.requested() == {("embedding_report", "monaco")}
+    graph.made("embedding_report", "2")
+    assert graph.requested() == set()
+
+
+def test_a_change_is_not_lost_while_the_run_for_it_fails(graph):
+    """Asked for once; the region's next change asks again."""
+    graph.made("osm_extract", "2")
+    assert graph.requested() == {("map_features", "monaco")}
+    assert graph.requested() == set()
+    graph.made("osm_extract", "3")
+    assert graph.requested() == {("map_features", "monaco")}
+
+
+def test_regions_do_not_wait_for_each_other(graph):
+    graph.made("osm_extract", "2", "kotka")
+    graph.made("tile_cache", "2", "monaco")
+    assert graph.requested() == {("map_features", "kotka"), ("region_embeddings", "monaco")}
+
+
+def test_a_promoted_encoder_leads_to_the_tables_of_all_regions_and_to_no_tiles(graph):
+    graph.promoted("2")
+    assert graph.requested() == {("region_embeddings", "kotka"), ("region_embeddings", "monaco")}
+
+
+def test_everything_is_off_until_someone_turns_it_on():
+    for sensor in defs.sensors:
+        assert sensor.default_status == dg.DefaultSensorStatus.STOPPED
+
+
+@pytest.fixture
+def server(tmp_path):
+    made = Server(tmp_path / "server")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def followed(server, write_pbf, tmp_path, monkeypatch):
+    """Monaco follows a server on loopback, Luxembourg one that is not there; the sensor's view of it."""
+    path = write_extract(write_pbf, tmp_path / "monaco.osm.pbf")
+    regions = tmp_path / "regions.toml"
+    regions.write_text(
+        f'[regions.monaco]\nextract = "{path}"\nupdates = "{server.address}"\n'
+        f'[regions.luxembourg]\nextract = "{path}"\nupdates = "http://127.0.0.1:9"\n'
+        f'[regions.kotka]\nextract = "{path}"\n'
+    )
+    monkeypatch.setenv("GEOBACTER_REGIONS", str(regions))
+    monkeypatch.setenv("GEOBACTER_DATA", str(tmp_path / "data"))
+    settings = Settings.from_environment()
+    for region in load_regions(regions).values():
+        fetch_extract(region, settings.extract_folder(region.name))
+    return settings
+
+
+def tick():
+    sensor = defs.resolve_sensor_def("map_changes")
+    with dg.DagsterInstance.ephemeral() as instance:
+        context = dg.build_sensor_context(instance, repository_def=defs.get_repository_def())
+        return sensor.evaluate_tick(context)
+
+
+def test_the_sensor_asks_for_the_regions_that_are_behind(server, followed):
+    server.publish(FIRST)
+    assert "monaco" in region_partitions.get_partition_keys()
+    skipped = tick()
+    assert skipped.run_requests == []
+    assert f"monaco is at sequence {FIRST}, the newest" in skipped.skip_message
+    assert "kotka follows no server" in skipped.skip_message
+    assert "luxembourg: " in skipped.skip_message  # its server is down, and holds up nobody
+    server.publish(FIRST + 1, f"<modify>{node(4, 10.01, 50.011, version=2)}</modify>")
+    server.publish(FIRST + 2)
+    (request,) = tick().run_requests
+    assert request.partition_key == "monaco"
+    assert request.tags["geobacter/sequence"] == f"{FIRST} to {FIRST + 2}"
+    region = load_regions(followed.regions_file)["monaco"]
+    folder = followed.extract_folder("monaco")
+    pending = pending_changes(region, folder)
+    assert (pending.present, pending.newest, pending.n_changes) == (FIRST, FIRST + 2, 2)
+    update_extract(region, folder)
+    assert tick().run_requests == []

@@ -2,10 +2,11 @@
 
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import TypeVar
 
 import h3
 import numpy as np
@@ -14,6 +15,7 @@ import shapely
 from PIL import Image
 
 from geobacter_core import plots
+from geobacter_core.embeddings.history import Changes
 from geobacter_core.embeddings.table import EmbeddingTable
 from geobacter_core.errors import TileCacheError
 from geobacter_core.geo import CHUNK_PX, CHUNK_TILES, CHUNK_ZOOM, TILE_PX, Bounds, Place, Tile
@@ -26,6 +28,9 @@ from geobacter_core.tiles.source import Pixels
 
 MIDDLE = Place(9.536, 47.153)
 RGB = ("red", "green", "blue")
+
+
+Result = TypeVar("Result")
 
 
 class MadeCache(TileCache):
@@ -58,6 +63,9 @@ class MadeCache(TileCache):
             raise TileCacheError(f"{chunk} was not made")
         self.n_read += 1
         yield from self.pixels
+
+    def map_strips(self, chunk: Tile, function: Callable[[Pixels], Result]) -> Iterator[Result]:
+        yield from map(function, self.strips(chunk))
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +134,24 @@ def test_the_page_needs_nothing_but_itself(tmp_path, cache):
     assert "prefers-color-scheme: dark" in page
     assert "$" not in re.sub(r"base64,[^\"]*", "", page)
     assert (report.n_cells, report.n_distinct) == (20, 20)
+
+
+def test_what_the_last_refresh_changed_is_drawn_as_long_as_it_is_the_last(tmp_path, cache):
+    table = table_of(40)
+    rows = [3, 4, 20, 39]
+    changes = Changes(
+        table.cells[rows],
+        np.array([0.01, 0.3, float("nan"), 0.0]),
+        np.array(["window", "context", "new", "surroundings"]),
+        "2024-03-04T00:00:00Z",
+        "2026-03-29T00:00:00Z",
+    )
+    page = build_report(tmp_path, table, cache, GROUND, changes).page.read_text(encoding="utf-8")
+    assert '<a href="#changes">Changes</a>' in page
+    assert (tmp_path / "changes.png").stat().st_size > 10_000
+    page = build_report(tmp_path, table, cache, GROUND).page.read_text(encoding="utf-8")
+    assert "#changes" not in page
+    assert not (tmp_path / "changes.png").exists()
 
 
 def test_what_a_table_says_of_itself_is_escaped(tmp_path, cache):

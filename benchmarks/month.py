@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/month.py ../shared/osm/monaco [--days 30] [--scratch 12] [--style detailed]
 
-For each day the server publishes one change file, and the job `reembed_region` runs. Of so many days (the largest among
-them), features, tiles and table are also made from that day's extract in an empty folder, and their digests compared.
+For each day the server publishes one change file, and the job `reembed_region` runs. Of so many days (the largest files
+among them), and of each on which a cell changed, features, tiles and table are also made from that day's extract in an
+empty folder, and their digests compared.
 The encoder is trained at the beginning, for a few steps: it is the real network, and no good one.
 """
 
@@ -124,7 +125,7 @@ class Month:
         """Of map features, tiles and table."""
         from geobacter_core.embeddings.table import read_metadata
         from geobacter_core.osm.features import load_features
-        from geobacter_core.tiles.region import open_cache
+        from geobacter_core.tiles.cache import open_cache
 
         cache = open_cache(self.settings, self._region())
         table = read_metadata(self.settings.embeddings_file(REGION))
@@ -191,7 +192,7 @@ def main() -> None:
             publish(server, numbers[number], number, day)
             found, seconds = month.refresh()
             said = "not compared"
-            if number in compared:
+            if number in compared or found["cells changed"]:
                 is_equal = month.digests() == month.from_scratch()
                 unequal += not is_equal
                 said = "features, tiles, table" if is_equal else "NO"

@@ -232,7 +232,7 @@ def _current(path: Path, recipe: str) -> EmbedResult | None:
         if path.exists():
             _log.warning("%s; it is made again now", problem)
         return None
-    return EmbedResult(path, str(metadata["digest"]), int(metadata["n_cells"]), 0, was_current=True)
+    return EmbedResult(path, str(metadata["digest"]), int(metadata["n_cells"]), 0, was_current=True, n_tiles_changed=0)
 
 
 def _clean(folder: Path, keep: Path) -> None:

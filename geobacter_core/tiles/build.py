@@ -5,6 +5,7 @@ whose tiles still have their digests is not made again. So a killed build goes o
 the work (see `locks`), and after a change of the map only the chunks that can show it are rendered.
 """
 
+import contextlib
 import errno
 import logging
 import multiprocessing
@@ -18,7 +19,7 @@ from pathlib import Path
 import shapely
 
 from geobacter_core.errors import GeobacterError, TileCacheError, TileServerDownError
-from geobacter_core.files import digest_of, n_processors, remove_temporaries, write_json
+from geobacter_core.files import digest_of, n_processors, remove_temporaries, write_json, xxh3_of_file
 from geobacter_core.geo import Tile
 from geobacter_core.tiles import locks
 from geobacter_core.tiles.cache import MANIFEST, TileManifest, chunks_of, load_manifest
@@ -141,7 +142,7 @@ def build_cache(
         folder.mkdir(parents=True, exist_ok=True)
         with locks.building(folder, recipe):
             remove_temporaries(folder)
-            made = _make_all(_Job(folder, source, metadata, recipe), region, chunks, on_chunk)
+            made = _make_all(_Job(folder, source, metadata, recipe), region, chunks, _listed(folder), on_chunk)
             summaries = sorted((outcome.summary for outcome in made if outcome.summary), key=lambda s: (s.x, s.y))
             manifest = TileManifest(
                 region=region,
@@ -167,7 +168,21 @@ def build_cache(
     return BuildResult(manifest, n_made, len(summaries) - n_made)
 
 
-def _make_all(job: _Job, region: str, chunks: list[_Wanted], on_chunk: Callable[[int, int], None]) -> list[_Outcome]:
+def _listed(folder: Path) -> dict[Tile, ChunkSummary]:
+    """What the build before says of its chunks."""
+    try:
+        return {summary.tile: summary for summary in load_manifest(folder).chunks}
+    except TileCacheError:
+        return {}
+
+
+def _make_all(
+    job: _Job,
+    region: str,
+    chunks: list[_Wanted],
+    listed: Mapping[Tile, ChunkSummary],
+    on_chunk: Callable[[int, int], None],
+) -> list[_Outcome]:
     """Every chunk's outcome, none of them a failure.
 
     Raises:
@@ -175,7 +190,7 @@ def _make_all(job: _Job, region: str, chunks: list[_Wanted], on_chunk: Callable[
     """
     outcomes: list[_Outcome] = []
     failures: dict[Tile, Exception] = {}
-    with closing(_outcomes(job, chunks)) as coming:
+    with closing(_outcomes(job, chunks, listed)) as coming:
         for chunk, outcome in coming:
             outcomes.append(outcome)
             on_chunk(len(outcomes), len(chunks))
@@ -216,11 +231,13 @@ def _remove_strangers(folder: Path, manifest: TileManifest) -> None:
             path.unlink(missing_ok=True)
 
 
-def _outcomes(job: _Job, chunks: list[_Wanted]) -> Generator[tuple[_Wanted, _Outcome], None, None]:
+def _outcomes(
+    job: _Job, chunks: list[_Wanted], listed: Mapping[Tile, ChunkSummary]
+) -> Generator[tuple[_Wanted, _Outcome], None, None]:
     """Each chunk with its outcome: those that are there already, those made here, then those that others made."""
     missing: list[_Wanted] = []
     with ThreadPoolExecutor(n_processors()) as pool:
-        present = pool.map(lambda chunk: _reuse(job, chunk), chunks)
+        present = pool.map(lambda chunk: _reuse(job, chunk, listed.get(chunk.tile)), chunks)
         for chunk, (summary, problem) in zip(chunks, present, strict=True):
             if problem:
                 _log.warning("%s It is made again now.", problem.removesuffix(REMEDY).rstrip())
@@ -238,10 +255,17 @@ def _outcomes(job: _Job, chunks: list[_Wanted]) -> Generator[tuple[_Wanted, _Out
         yield chunk, _make(job, chunk, wait=True)
 
 
-def _reuse(job: _Job, chunk: _Wanted) -> tuple[ChunkSummary | None, str]:
-    """The summary of the chunk that is there, if it is whole and the wanted one; what is wrong if it is damaged."""
+def _reuse(job: _Job, chunk: _Wanted, listed: ChunkSummary | None = None) -> tuple[ChunkSummary | None, str]:
+    """The summary of the chunk that is there, if it is whole and the wanted one; what is wrong if it is damaged.
+
+    A file whose bytes are those that the manifest lists need not be decoded.
+    """
     path = chunk_file(job.folder, chunk.tile)
     try:
+        if listed is not None and listed.recipe == chunk.recipe and listed.file_digest:
+            with contextlib.suppress(OSError):
+                if xxh3_of_file(path) == listed.file_digest:
+                    return listed, ""
         is_wanted = chunk_metadata(path).get(RECIPE) == chunk.recipe
         return (check_chunk(path, chunk.tile) if is_wanted else None), ""
     except TileCacheError as problem:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from geobacter_core.ahead import in_order
 from geobacter_core.errors import TileCacheError
-from geobacter_core.files import n_processors, written_aside
+from geobacter_core.files import n_processors, written_aside, xxh3_of_file
 from geobacter_core.geo import CHUNK_TILES, CHUNK_ZOOM, TILE_PX, TILE_ZOOM, Tile
 from geobacter_core.tiles.source import Pixels
 
@@ -41,6 +41,7 @@ class ChunkSummary(BaseModel):
         digest: Digest over its tiles' digests.
         n_blank: Tiles of one colour.
         size_bytes: Of the file.
+        file_digest: XXH3 of the file's bytes, hex; empty where it was not known yet.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,6 +52,7 @@ class ChunkSummary(BaseModel):
     digest: str
     n_blank: int
     size_bytes: int
+    file_digest: str = ""
 
     @property
     def tile(self) -> Tile:
@@ -270,6 +272,12 @@ def _troubles(path: Path) -> Iterator[None]:
 
 
 def _summary(path: Path, chunk: Tile, recipe: str, digests: list[bytes], n_blank: int) -> ChunkSummary:
-    digest = hashlib.sha256(b"".join(digests)).hexdigest()
-    size_bytes = path.stat().st_size
-    return ChunkSummary(x=chunk.x, y=chunk.y, recipe=recipe, digest=digest, n_blank=n_blank, size_bytes=size_bytes)
+    return ChunkSummary(
+        x=chunk.x,
+        y=chunk.y,
+        recipe=recipe,
+        digest=hashlib.sha256(b"".join(digests)).hexdigest(),
+        n_blank=n_blank,
+        size_bytes=path.stat().st_size,
+        file_digest=xxh3_of_file(path),
+    )

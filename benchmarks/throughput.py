@@ -20,10 +20,11 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from default_encoder import encoder_for
 
 from geobacter_core.files import n_processors
 from geobacter_core.geo import Tile
@@ -45,7 +46,6 @@ PARTS = ("rendering", "encoding", "training")
 HELD_WARM_UP = 4
 CUT_WARM_UP = 16
 """Steps before the time is taken: batches come in groups, cut at the group's beginning; so it begins in their midst."""
-CONTEXT_M = 400.0
 N_BARE = 2048
 """Windows that the bare network encodes in a turn."""
 
@@ -113,43 +113,18 @@ def encoding(folder: Path, extract_folder: Path, styles: Sequence[str], repeats:
 
     from geobacter_core.embeddings.embed import embed_region
     from geobacter_core.encoder.device import single_threads
-    from geobacter_core.encoder.network import random_network, weights_digest
-    from geobacter_core.encoder.registry import ready
-    from geobacter_core.encoder.settings import TrainSettings
-    from geobacter_core.encoder.version import Encoder, EncoderVersion
+    from geobacter_core.encoder.version import Encoder
     from geobacter_core.geo import cells_within
-    from geobacter_core.samples.settings import SampleSettings
-    from geobacter_core.tiles.window import Scales, WindowReader
+    from geobacter_core.tiles.window import WindowReader
 
     extract, _ = load_extract(extract_folder)
-    settings, samples = TrainSettings(), SampleSettings()
-    scales = Scales(samples.size_m, CONTEXT_M).with_surroundings()
     for name in styles:
         cache = TileCache(folder / name)
-        version = EncoderVersion(
-            version=1,
-            run_id="bench",
-            digest="",
-            style=name,
-            style_version=cache.manifest.style_version,
-            size_m=scales.size_m,
-            context_m=scales.context_m,
-            surroundings_m=scales.surroundings_m,
-            size_px=settings.size_px,
-            n_channels=cache.n_channels,
-            embedding_dim=settings.embedding_dim,
-            network=settings.network,
-            shares=settings.shares,
-            seed=0,
-            test_accuracy=1.0,
-            random_accuracy=0.5,
-        )
-        network = random_network(version.spec, 0)
-        version = replace(version, digest=weights_digest(network))
-        encoder = ready(version, network)
+        encoder = encoder_for(name)
+        version = encoder.version
         cells = max(cells_within(extract.ground, resolution), key=len)
         some = np.random.default_rng(0).permutation(len(cells))[:N_BARE]
-        reader = WindowReader(cache, scales.size_m, settings.size_px, scales.wider_m)
+        reader = WindowReader(cache, version.size_m, version.size_px, version.scales.wider_m)
         held = torch.from_numpy(reader.windows(cells.lon[some], cells.lat[some]))
         batches = held.split(encoder.batch_size)
 
@@ -170,7 +145,7 @@ def encoding(folder: Path, extract_folder: Path, styles: Sequence[str], repeats:
         ratio = statistics.median(t / b for t, b in zip(rates["table"], rates["bare"], strict=True))
         limit, full = (statistics.median(rates[kind]) for kind in ("bare", "table"))
         print(
-            f"encoding: {name}, {settings.network}, {len(scales.wider_m) + 1} windows of {settings.size_px} px a cell: "
+            f"encoding: {name}, {version.network}, 3 windows of {version.size_px} px a cell: "
             f"bare network {limit:,.0f} cells/s, {made.n_cells:,} cells of resolution {resolution} to their table "
             f"{full:,.0f} cells/s, ratio {ratio:.3f}; {made.n_encoded / made.n_cells:.1%} of the windows are distinct",
             flush=True,

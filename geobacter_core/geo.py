@@ -266,10 +266,12 @@ class Cells:
     @property
     def polygons(self) -> NDArray[Any]:
         """The cells' boundaries as shapely polygons, degrees, lon first."""
-        return np.array(
-            [shapely.Polygon([(lon, lat) for lat, lon in h3.cell_to_boundary(name)]) for name in self.names],
-            dtype=object,
-        )
+        boundaries = [h3.cell_to_boundary(name) for name in self.names]
+        if not boundaries:
+            return np.empty(0, object)
+        of_cell = np.repeat(np.arange(len(boundaries)), [len(boundary) for boundary in boundaries])
+        rings = shapely.linearrings(np.concatenate(boundaries)[:, ::-1], indices=of_cell)
+        return np.asarray(shapely.polygons(rings), object)
 
 
 _FINER_BY = 5

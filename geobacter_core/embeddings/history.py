@@ -8,6 +8,7 @@ changes taken back. Where another encoder made all rows anew, the folder has the
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -133,16 +134,21 @@ def write_changes(path: Path, parts: list[Path], embedding_dim: int, before: Map
 
 
 def keep_whole(path: Path) -> None:
-    """Keep the table at `path`, all of whose rows are about to be replaced; it takes no time, and room only then."""
+    """Keep the table at `path`, all of whose rows are about to be replaced; it takes up room only when they are."""
     try:
         digest = str(read_metadata(path)["digest"])
     except (EmbeddingsError, KeyError):
         return  # nothing there, or nothing that can be read: nothing to keep
     kept = folder_of(path) / f"{digest[:16]}.table.parquet"
     kept.parent.mkdir(exist_ok=True)
-    if not kept.exists():
+    if kept.exists():
+        return
+    try:
         os.link(path, kept)
         os.utime(kept)
+    except OSError:  # a file system without links
+        with written_aside(kept) as temporary:
+            shutil.copyfile(path, temporary)
 
 
 def forget(path: Path, days: float = KEEP_DAYS) -> int:

@@ -39,6 +39,7 @@ def refresh(data: Path, extract: Path, address: str, style: str, resolution: int
     settings = Settings.from_environment({"GEOBACTER_DATA": str(data), "GEOBACTER_STYLE": style})
     region = Region(name="bench", extract=str(extract), updates=address, cell_resolution=resolution)
     print("begins", flush=True)  # libraries are imported: from here on the moments count
+    sys.stdin.readline()
     update = update_extract(region, settings.extract_folder(region.name))
     _, pbf = load_extract(settings.extract_folder(region.name))
     features = build_features(update.extract, pbf, all_keys(), settings.features_folder(region.name))
@@ -53,15 +54,22 @@ class Refresh:
     """A refresh in a process of its own."""
 
     def __init__(self, data: Path, options: argparse.Namespace, address: str) -> None:
-        """Start it, and wait until it begins."""
+        """Start the process, which imports its libraries and waits."""
         command = [
             sys.executable, __file__, str(options.extract), "--style", options.style,
             "--resolution", str(options.resolution), "--refresh", str(data), "--address", address,
         ]  # fmt: skip
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self._out = self._process.stdout
         assert self._out.readline() == "begins\n"
+
+    def go(self) -> "Refresh":
+        """Let it begin."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self
 
     def kill(self, after_s: float) -> bool:
         """SIGKILL after so many seconds; whether it was still at work."""
@@ -102,12 +110,13 @@ def main() -> None:
         (server := folder / "server").mkdir()
         address = serve(server)
         publish(server, numbers[min(numbers)], first, 0)
-        before = Refresh(folder / "base", options, address).digests()
+        before = Refresh(folder / "base", options, address).go().digests()
         for number in sorted(numbers):
             publish(server, numbers[number], number, number - first)
         shutil.copytree(folder / "base", folder / "whole")
         whole = Refresh(folder / "whole", options, address)
         begun = time.perf_counter()
+        whole.go()
         expected = whole.digests()
         took_s = time.perf_counter() - begun
         n_changed = sum(map(str.__ne__, before, expected))
@@ -118,16 +127,16 @@ def main() -> None:
             shutil.rmtree(folder / "own", ignore_errors=True)
             shutil.copytree(folder / "base", folder / "own")
             after_s = moments.uniform(0, took_s)
-            was_killed = Refresh(folder / "own", options, address).kill(after_s)
-            is_equal = Refresh(folder / "own", options, address).digests() == expected
+            was_killed = Refresh(folder / "own", options, address).go().kill(after_s)
+            is_equal = Refresh(folder / "own", options, address).go().digests() == expected
             n_killed += was_killed
             n_wrong += not is_equal
             done = "" if was_killed else " (it was done)"
             print(f"killed after {after_s:5.2f} s{done}: {'equal' if is_equal else 'NOT EQUAL'}", flush=True)
-        shutil.rmtree(folder / "own")
+        shutil.rmtree(folder / "own", ignore_errors=True)
         shutil.copytree(folder / "base", folder / "own")
         both = [Refresh(folder / "own", options, address) for _ in range(2)]
-        at_once = [one.digests() == expected for one in both]
+        at_once = [one.digests() == expected for one in [one.go() for one in both]]
         print(f"{n_killed} of {options.moments} were killed at work, {n_wrong} did not end equal.")
         print(f"Two at once: {'both end equal' if all(at_once) else 'NOT EQUAL'}.")
         sys.exit(n_wrong + at_once.count(False))

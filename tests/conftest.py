@@ -60,7 +60,7 @@ class Built:
     @property
     def inputs(self) -> Inputs:
         of_chunks = chunk_inputs(self.source.features, self.style, chunks_of(self.extract.ground))
-        return dataclasses.replace(inputs_of(self.features), of_chunks=of_chunks)
+        return dataclasses.replace(inputs_of(self.features), of_chunks=lambda: of_chunks)
 
     @property
     def source(self) -> MapnikSource:

@@ -53,13 +53,14 @@ class Inputs:
         digest: Of the map features; for a tile server, of the extract.
         extract_sha256: The extract behind them.
         osm_timestamp: That of the extract.
-        of_chunks: Digest of what each chunk follows from; None where nothing narrower than `digest` is known.
+        of_chunks: Finds the digest of what each chunk follows from, which takes a while; None where nothing narrower
+            than `digest` is known.
     """
 
     digest: str
     extract_sha256: str
     osm_timestamp: str
-    of_chunks: Mapping[Tile, str] | None = None
+    of_chunks: Callable[[], Mapping[Tile, str]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +134,21 @@ def build_cache(
         "geobacter:source": source.name,
         "geobacter:extract_sha256": inputs.extract_sha256,
     }
-    of_chunks = inputs.of_chunks
-    chunks = [
-        _Wanted(chunk, recipe if of_chunks is None else digest_of(*of_source, of_chunks[chunk]))
-        for chunk in chunks_of(ground)
-    ]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locks.building(folder, recipe):
             remove_temporaries(folder)
-            made = _make_all(_Job(folder, source, metadata, recipe), region, chunks, _listed(folder), on_chunk)
+            before = _before(folder)
+            listed = {} if before is None else {summary.tile: summary for summary in before.chunks}
+            tiles = chunks_of(ground)
+            if inputs.of_chunks is None:
+                recipes = dict.fromkeys(tiles, recipe)
+            elif before is not None and before.recipe == recipe and listed.keys() == set(tiles):
+                recipes = {tile: summary.recipe for tile, summary in listed.items()}  # nothing has changed
+            else:
+                recipes = {tile: digest_of(*of_source, digest) for tile, digest in inputs.of_chunks().items()}
+            chunks = [_Wanted(tile, recipes[tile]) for tile in tiles]
+            made = _make_all(_Job(folder, source, metadata, recipe), region, chunks, listed, on_chunk)
             summaries = sorted((outcome.summary for outcome in made if outcome.summary), key=lambda s: (s.x, s.y))
             manifest = TileManifest(
                 region=region,
@@ -168,12 +174,12 @@ def build_cache(
     return BuildResult(manifest, n_made, len(summaries) - n_made)
 
 
-def _listed(folder: Path) -> dict[Tile, ChunkSummary]:
-    """What the build before says of its chunks."""
+def _before(folder: Path) -> TileManifest | None:
+    """The manifest of the build before."""
     try:
-        return {summary.tile: summary for summary in load_manifest(folder).chunks}
+        return load_manifest(folder)
     except TileCacheError:
-        return {}
+        return None
 
 
 def _make_all(

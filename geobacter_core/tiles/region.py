@@ -1,6 +1,7 @@
 """A region's tiles from end to end: which source draws them, and from what."""
 
 from collections.abc import Callable
+from functools import partial
 
 from geobacter_core.osm.extract import load_extract
 from geobacter_core.osm.features import load_features
@@ -47,6 +48,6 @@ def build_region(
 
         features, files = load_features(settings.features_folder(region.name))
         source = MapnikSource(style, files)
-        of_chunks = chunk_inputs(files, style, chunks_of(extract.ground))
+        of_chunks = partial(chunk_inputs, files, style, chunks_of(extract.ground))
         inputs = Inputs(features.digest, features.extract_sha256, features.osm_timestamp, of_chunks)
     return build_cache(folder, region.name, extract.ground, style, source, inputs, on_chunk)

@@ -18,7 +18,6 @@ from geobacter_core.errors import TileCacheError
 from geobacter_core.geo import (
     CHUNK_PX,
     CHUNK_ZOOM,
-    TILE_PX,
     Floats,
     Place,
     Tile,
@@ -27,7 +26,7 @@ from geobacter_core.geo import (
     window_half_px,
 )
 from geobacter_core.tiles.cache import WINDOW_MARGIN_M, TileCache
-from geobacter_core.tiles.mosaic import GROUP, ChunkMemory, blocks_per_side, n_groups
+from geobacter_core.tiles.mosaic import GROUP, ChunkMemory, block_px, blocks_per_side, n_groups
 from geobacter_core.tiles.source import Pixels
 
 _CHUNKS_IN_MEMORY = 4
@@ -241,7 +240,7 @@ class WindowReader:
             reductions: All that will be wanted of the chunks.
         """
         x, y, width, height, reduction = place
-        side = min(TILE_PX, CHUNK_PX // reduction)
+        side = block_px(reduction)
         column, row, left, top = x // side, y // side, x % side, y % side
         right, bottom = left + width, top + height
         if right <= side and bottom <= side:

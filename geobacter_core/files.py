@@ -36,12 +36,19 @@ def written_aside(path: Path) -> Iterator[Path]:
     The temporary keeps `path`'s suffixes, because GDAL and Pillow choose a format by them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(path)
-    try:
+    with aside(path) as temporary:
         yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+
+
+@contextlib.contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` for a file that is gone when the block ends."""
+    temporary = temporary_beside(path)
+    try:
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
 

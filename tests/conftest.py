@@ -25,7 +25,7 @@ from geobacter_core.settings import Settings
 from geobacter_core.tiles.build import Inputs, build_cache
 from geobacter_core.tiles.cache import TileCache, TileManifest, chunks_of
 from geobacter_core.tiles.chunk import ChunkSummary, chunk_file, write_chunk
-from geobacter_core.tiles.inputs import chunk_inputs
+from geobacter_core.tiles.inputs import strip_inputs
 from geobacter_core.tiles.mapnik import MapnikSource
 from geobacter_core.tiles.style import Style, all_keys, load_style
 
@@ -59,8 +59,8 @@ class Built:
 
     @property
     def inputs(self) -> Inputs:
-        of_chunks = chunk_inputs(self.source.features, self.style, chunks_of(self.extract.ground))
-        return dataclasses.replace(inputs_of(self.features), of_chunks=lambda: of_chunks)
+        of_strips = strip_inputs(self.source.features, self.style, chunks_of(self.extract.ground))
+        return dataclasses.replace(inputs_of(self.features), of_strips=lambda: of_strips)
 
     @property
     def source(self) -> MapnikSource:

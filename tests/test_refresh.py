@@ -18,7 +18,7 @@ from geobacter_core.osm.features import build_features, load_features
 from geobacter_core.regions import Region
 from geobacter_core.settings import Settings
 from geobacter_core.tiles.cache import TileCache
-from geobacter_core.tiles.inputs import chunk_inputs
+from geobacter_core.tiles.inputs import strip_inputs
 from geobacter_core.tiles.region import build_region
 from geobacter_core.tiles.style import all_keys, load_style
 
@@ -128,15 +128,15 @@ def test_what_the_style_does_not_draw_renders_and_encodes_nothing(helsinki, own,
     assert (table.was_current, table.n_encoded, table.digest) == (True, 0, before)
 
 
-def test_a_chunks_input_is_what_is_drawn_in_it(helsinki, first, own, tmp_path):
+def test_a_strips_input_is_what_is_drawn_in_it(helsinki, first, own, tmp_path):
     style = load_style("carto")
     _, files = load_features(first.features_folder("helsinki"))
-    inputs = chunk_inputs(files, style, [FULL, BLANK])
+    inputs = strip_inputs(files, style, [FULL, BLANK])
     assert inputs[FULL] != inputs[BLANK]
-    assert chunk_inputs(files, style, [BLANK]) == {BLANK: inputs[BLANK]}
+    assert strip_inputs(files, style, [BLANK]) == {BLANK: inputs[BLANK]}
     later = edited(helsinki.pbf, tmp_path / "later.osm.pbf", drop=largest_building(helsinki.pbf))
     brought_up_to_date(own, later)
-    changed = chunk_inputs(load_features(own.features_folder("helsinki"))[1], style, [FULL, BLANK])
+    changed = strip_inputs(load_features(own.features_folder("helsinki"))[1], style, [FULL, BLANK])
     assert changed[FULL] != inputs[FULL]
     assert changed[BLANK] == inputs[BLANK]
 

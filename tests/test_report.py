@@ -64,7 +64,9 @@ class MadeCache(TileCache):
         self.n_read += 1
         yield from self.pixels
 
-    def map_strips(self, chunk: Tile, function: Callable[[Pixels], Result]) -> Iterator[Result]:
+    def map_strips(
+        self, chunk: Tile, function: Callable[[Pixels], Result], rows: range = range(16)
+    ) -> Iterator[Result]:
         yield from map(function, self.strips(chunk))
 
 

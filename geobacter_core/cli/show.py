@@ -65,7 +65,7 @@ def show(
     place = Place(lon, lat)
     cache = _cache_at(settings, place, load_style(style or settings.style).name, region)
     found = cache.manifest
-    pixels = WindowReader(cache, size_m, _SIDE_PX).window(place)
+    pixels = WindowReader(cache, size_m, _SIDE_PX, by_strips=True).window(place)
     path = (output or Path(f"{found.region}_{found.style}_{lon:.5f}_{lat:.5f}.png")).resolve()
     with written_aside(path) as temporary:
         temporary.write_bytes(png_bytes(Image.fromarray(to_rgb(pixels, found.channels))))

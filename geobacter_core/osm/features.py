@@ -8,7 +8,7 @@ names it, so that a reader never meets files of two makings.
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,9 @@ from geobacter_core.geo import Bounds, lonlat_to_mercator, mercator_scale
 from geobacter_core.osm.coastline import sea_polygons
 from geobacter_core.osm.extract import Extract
 from geobacter_core.osm.nodes import NodeTable, node_table
+from geobacter_core.osm.order import put_in_order
 
-VERSION = "2"
+VERSION = "3"
 """Raise when the same extract would give other features."""
 
 LAYERS = ("points", "lines", "polygons")
@@ -289,19 +290,23 @@ def write_layer(path: Path, layer: str, keys: Sequence[str], batches: Iterable[p
         geometry_type=_GEOMETRY_TYPES[layer],
         crs="EPSG:3857",
     )
+    put_in_order(path, n_features)
     return n_features
 
 
-def read_layer(files: Path, layer: str) -> Iterator[pa.RecordBatch]:
+def read_layer(files: Path, layer: str, keys: Collection[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The features of one file as batches in `layer_schema`, in the file's order.
 
     Args:
         files: Folder with `points.fgb`, `lines.fgb` and `polygons.fgb`.
         layer: `points`, `lines` or `polygons`.
+        keys: Tag columns to read, those that are there; by default all.
     """
     import pyogrio  # see features_problems
 
-    with pyogrio.open_arrow(files / f"{layer}.fgb", batch_size=_BATCH, use_pyarrow=True) as (_, reader):
+    path = files / f"{layer}.fgb"
+    columns = None if keys is None else [*keys, "layer"]
+    with pyogrio.open_arrow(path, columns=columns, batch_size=_BATCH, use_pyarrow=True) as (_, reader):
         keys = [name for name in reader.schema.names if name not in ("layer", "wkb_geometry")]
         schema = layer_schema(keys)
         for batch in reader:

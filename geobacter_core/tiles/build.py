@@ -1,19 +1,22 @@
 """Building a tile cache: chunk by chunk, by a pool of processes, beside other builds of the same cache.
 
-Every chunk has a recipe of its own: style, source, and what it is drawn from (see `inputs`). One of the wanted recipe
-whose tiles still have their digests is not made again. So a killed build goes on where it stopped, several builds share
-the work (see `locks`), and after a change of the map only the chunks that can show it are rendered.
+Every chunk has a recipe of its own: style, source, and what its strips are drawn from (see `inputs`). One of the wanted
+recipe whose tiles still have their digests is not made again. So a killed build goes on where it stopped, several
+builds share the work (see `locks`), and after a change of the map only the strips that can show it are rendered; the
+others are taken over from the file that is there.
 """
 
 import contextlib
 import errno
 import logging
 import multiprocessing
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import shapely
@@ -26,21 +29,24 @@ from geobacter_core.tiles.cache import MANIFEST, TileManifest, chunks_of, load_m
 from geobacter_core.tiles.chunk import (
     RECIPE,
     REMEDY,
+    STRIPS,
     ChunkSummary,
     check_chunk,
     chunk_file,
     chunk_metadata,
     chunks_in,
+    strips_of,
     write_chunk,
 )
-from geobacter_core.tiles.source import TileSource
+from geobacter_core.tiles.source import ALL_ROWS, TileSource
 from geobacter_core.tiles.style import Style
 
-VERSION = "2"
+VERSION = "3"
 """Raise when the same source would give other chunk files."""
 
 _FEW_CHUNKS = 4
 """So many are rendered here and now: starting processes would take longer."""
+_STRIP_RECIPE = 32
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT}
 _log = logging.getLogger(__name__)
 
@@ -53,41 +59,67 @@ class Inputs:
         digest: Of the map features; for a tile server, of the extract.
         extract_sha256: The extract behind them.
         osm_timestamp: That of the extract.
-        of_chunks: Finds the digest of what each chunk follows from, which takes a while; None where nothing narrower
-            than `digest` is known.
+        of_strips: Finds the digests of what the 16 strips of each chunk follow from, which takes a while; None where
+            nothing narrower than `digest` is known.
     """
 
     digest: str
     extract_sha256: str
     osm_timestamp: str
-    of_chunks: Callable[[], Mapping[Tile, str]] | None = None
+    of_strips: Callable[[], Mapping[Tile, Sequence[str]]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """A built cache: its manifest, how many chunks this build made, and how many were there or made by another."""
+    """A built cache.
+
+    Attributes:
+        manifest: Its manifest.
+        n_rendered: Chunks that this build made, as a whole or in part.
+        n_reused: Chunks that were there, or made by another.
+        n_strips: Strips that this build rendered, of the 16 of each chunk.
+    """
 
     manifest: TileManifest
     n_rendered: int
     n_reused: int
+    n_strips: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What a worker needs to know to make or check chunks of one region; `recipe` is that of the whole cache."""
+    """What a worker needs to know to make or check chunks of one region.
+
+    Attributes:
+        folder: The cache.
+        source: Makes the tiles.
+        metadata: Of all chunk files.
+        recipe: Of the whole cache.
+        by_strips: Whether strips may be made by themselves.
+    """
 
     folder: Path
     source: TileSource
     metadata: Mapping[str, str]
     recipe: str
+    by_strips: bool
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A chunk and the recipe that its file must have."""
+    """A chunk as it must be.
+
+    Attributes:
+        tile: The chunk.
+        recipe: That its file must have.
+        listed: What the build before says of it, if it has it.
+        strips: Recipes of its strips, which the chunk's follows from; empty where they are not known.
+    """
 
     tile: Tile
     recipe: str
+    listed: ChunkSummary | None = None
+    strips: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +128,7 @@ class _Outcome:
 
     summary: ChunkSummary | None = None
     failure: Exception | None = None
-    was_made: bool = False
+    n_strips: int = 0
 
     @property
     def is_busy(self) -> bool:
@@ -141,14 +173,25 @@ def build_cache(
             before = _before(folder)
             listed = {} if before is None else {summary.tile: summary for summary in before.chunks}
             tiles = chunks_of(ground)
-            if inputs.of_chunks is None:
+            job = _Job(folder, source, metadata, recipe, style.is_local)
+
+            @cache
+            def strips() -> Mapping[Tile, tuple[str, ...]]:
+                """Recipes of all strips; found out only if something has changed or is missing."""
+                found = {} if inputs.of_strips is None else inputs.of_strips()
+                return {
+                    tile: tuple(digest_of(*of_source, digest)[:_STRIP_RECIPE] for digest in digests)
+                    for tile, digests in found.items()
+                }
+
+            if inputs.of_strips is None:
                 recipes = dict.fromkeys(tiles, recipe)
             elif before is not None and before.recipe == recipe and listed.keys() == set(tiles):
                 recipes = {tile: summary.recipe for tile, summary in listed.items()}  # nothing has changed
             else:
-                recipes = {tile: digest_of(*of_source, digest) for tile, digest in inputs.of_chunks().items()}
-            chunks = [_Wanted(tile, recipes[tile]) for tile in tiles]
-            made = _make_all(_Job(folder, source, metadata, recipe), region, chunks, listed, on_chunk)
+                recipes = {tile: digest_of(*of_chunk) for tile, of_chunk in strips().items()}
+            chunks = [_Wanted(tile, recipes[tile], listed.get(tile)) for tile in tiles]
+            made = _make_all(job, region, chunks, lambda tile: strips().get(tile, ()), on_chunk)
             summaries = sorted((outcome.summary for outcome in made if outcome.summary), key=lambda s: (s.x, s.y))
             manifest = TileManifest(
                 region=region,
@@ -170,8 +213,8 @@ def build_cache(
             f"Tile cache {folder}: {problem.strerror or problem}. Chunks that are done are whole and kept; "
             "mend that and materialise tile_cache again."
         ) from None
-    n_made = sum(outcome.was_made for outcome in made)
-    return BuildResult(manifest, n_made, len(summaries) - n_made)
+    n_made = sum(outcome.n_strips > 0 for outcome in made)
+    return BuildResult(manifest, n_made, len(summaries) - n_made, sum(outcome.n_strips for outcome in made))
 
 
 def _before(folder: Path) -> TileManifest | None:
@@ -186,7 +229,7 @@ def _make_all(
     job: _Job,
     region: str,
     chunks: list[_Wanted],
-    listed: Mapping[Tile, ChunkSummary],
+    strips: Callable[[Tile], tuple[str, ...]],
     on_chunk: Callable[[int, int], None],
 ) -> list[_Outcome]:
     """Every chunk's outcome, none of them a failure.
@@ -196,7 +239,7 @@ def _make_all(
     """
     outcomes: list[_Outcome] = []
     failures: dict[Tile, Exception] = {}
-    with closing(_outcomes(job, chunks, listed)) as coming:
+    with closing(_outcomes(job, chunks, strips)) as coming:
         for chunk, outcome in coming:
             outcomes.append(outcome)
             on_chunk(len(outcomes), len(chunks))
@@ -238,17 +281,17 @@ def _remove_strangers(folder: Path, manifest: TileManifest) -> None:
 
 
 def _outcomes(
-    job: _Job, chunks: list[_Wanted], listed: Mapping[Tile, ChunkSummary]
+    job: _Job, chunks: list[_Wanted], strips: Callable[[Tile], tuple[str, ...]]
 ) -> Generator[tuple[_Wanted, _Outcome], None, None]:
     """Each chunk with its outcome: those that are there already, those made here, then those that others made."""
     missing: list[_Wanted] = []
     with ThreadPoolExecutor(n_processors()) as pool:
-        present = pool.map(lambda chunk: _reuse(job, chunk, listed.get(chunk.tile)), chunks)
+        present = pool.map(lambda chunk: _reuse(job, chunk, chunk.listed), chunks)
         for chunk, (summary, problem) in zip(chunks, present, strict=True):
             if problem:
                 _log.warning("%s It is made again now.", problem.removesuffix(REMEDY).rstrip())
             if summary is None:
-                missing.append(chunk)
+                missing.append(replace(chunk, strips=strips(chunk.tile)))
             else:
                 yield chunk, _Outcome(summary)
     busy: list[_Wanted] = []
@@ -327,6 +370,34 @@ def _make(job: _Job, chunk: _Wanted, wait: bool) -> _Outcome:
             if summary is not None:
                 return _Outcome(summary)
             metadata = {**job.metadata, RECIPE: chunk.recipe}
-            return _Outcome(write_chunk(path, chunk.tile, job.source.strips(chunk.tile), metadata), was_made=True)
+            if chunk.strips:
+                metadata[STRIPS] = " ".join(chunk.strips)
+            rows = _rows_to_make(job, chunk)
+            strips = chain.from_iterable(job.source.strips(chunk.tile, run) for run in _runs(rows))
+            return _Outcome(write_chunk(path, chunk.tile, strips, metadata, rows), n_strips=len(rows))
     except (GeobacterError, OSError, RuntimeError) as problem:
         return _Outcome(failure=problem)
+
+
+def _rows_to_make(job: _Job, chunk: _Wanted) -> Sequence[int]:
+    """The strips of a chunk that are not as they must be in the file that is there; all, if that cannot be relied on."""
+    path = chunk_file(job.folder, chunk.tile)
+    if not job.by_strips or not chunk.strips or chunk.listed is None or not chunk.listed.file_digest:
+        return ALL_ROWS
+    try:
+        present = strips_of(path)
+        if present is None or xxh3_of_file(path) != chunk.listed.file_digest:
+            return ALL_ROWS
+    except (TileCacheError, OSError):
+        return ALL_ROWS
+    rows = [row for row, (have, want) in enumerate(zip(present, chunk.strips, strict=True)) if have != want]
+    return rows or ALL_ROWS
+
+
+def _runs(rows: Sequence[int]) -> Iterator[range]:
+    """Rows, ascending, as runs of neighbours."""
+    first = 0
+    for index, row in enumerate(rows, 1):
+        if index == len(rows) or rows[index] != row + 1:
+            yield range(rows[first], row + 1)
+            first = index

@@ -37,7 +37,7 @@ from geobacter_core.tiles.chunk import (
     read_digests,
     read_strips,
 )
-from geobacter_core.tiles.source import Pixels
+from geobacter_core.tiles.source import ALL_ROWS, Pixels
 from geobacter_core.tiles.style import Style, load_style
 
 Result = TypeVar("Result")
@@ -157,13 +157,15 @@ class TileCache:
         """
         yield from read_strips(self._path(chunk), chunk)
 
-    def map_strips(self, chunk: Tile, function: Callable[[Pixels], Result]) -> Iterator[Result]:
-        """What a function gives for each of the strips, in their order, computed by threads a few strips ahead.
+    def map_strips(
+        self, chunk: Tile, function: Callable[[Pixels], Result], rows: range = ALL_ROWS
+    ) -> Iterator[Result]:
+        """What a function gives for each of some strips, in their order, computed by threads a few strips ahead.
 
         Raises:
             TileCacheError: As `strips`.
         """
-        yield from map_strips(self._path(chunk), chunk, function)
+        yield from map_strips(self._path(chunk), chunk, function, rows)
 
     def tile_digests(self, chunk: Tile) -> list[bytes]:
         """SHA-256 of each tile of a chunk, row by row from the north-west, `[256]`; the pixels are not looked at.

@@ -5,7 +5,7 @@ looks at pixels has the pages' checksums checked, which takes next to nothing; a
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,12 +18,17 @@ from pydantic import BaseModel, ConfigDict
 
 from geobacter_core.ahead import in_order
 from geobacter_core.errors import TileCacheError
-from geobacter_core.files import n_processors, written_aside, xxh3_of_file
+from geobacter_core.files import aside, n_processors, written_aside, xxh3_of_file
 from geobacter_core.geo import CHUNK_TILES, CHUNK_ZOOM, TILE_PX, TILE_ZOOM, Tile
-from geobacter_core.tiles.source import Pixels
+from geobacter_core.tiles.source import ALL_ROWS, Pixels
+from geobacter_core.tiles.splice import splice
 
 REMEDY = "Materialise tile_cache for the region: it renders what is missing or damaged and keeps the rest."
 RECIPE = "geobacter:recipe"
+STRIPS = "geobacter:strips"
+"""Metadata: what each strip was drawn from, where that is known."""
+_BLANKS = "geobacter:blank"
+"""Metadata: how many tiles of each strip are of one colour."""
 _CHECKSUMS = "geobacter:checksums"
 """Files that were written before there were any lack this."""
 _MAX_THREADS = 4
@@ -95,20 +100,39 @@ def _digests(tiles: Pixels, n_channels: int) -> tuple[list[bytes], int]:
     return digests, n_blank
 
 
-def write_chunk(path: Path, chunk: Tile, strips: Iterable[Pixels], metadata: Mapping[str, str]) -> ChunkSummary:
-    """Write 16 strips of tiles, uint8 `[16, 256, 256, C]` each, as a chunk file, a row group per strip."""
-    digests: list[bytes] = []
-    n_blank = 0
+def write_chunk(
+    path: Path, chunk: Tile, strips: Iterable[Pixels], metadata: Mapping[str, str], rows: Sequence[int] = ALL_ROWS
+) -> ChunkSummary:
+    """Write 16 strips of tiles, uint8 `[16, 256, 256, C]` each, as a chunk file, a row group per strip.
+
+    Args:
+        path: Where.
+        chunk: Which.
+        strips: The strips of `rows`, north to south.
+        metadata: Of the file.
+        rows: Where it is not all, the others are taken over from the file that is there, as they are: it must be whole,
+            and `strips_of` must know its strips.
+
+    Raises:
+        TileCacheError: There were not as many strips as rows.
+    """
+    is_whole = len(rows) == CHUNK_TILES
+    digests = [b""] * CHUNK_TILES**2 if is_whole else read_digests(path, chunk)
+    blanks = [0] * CHUNK_TILES if is_whole else [int(n) for n in chunk_metadata(path)[_BLANKS].split()]
+    n_written = 0
     with written_aside(path) as temporary, ExitStack() as stack:
         writer: pq.ParquetWriter | None = None
-        for row, strip in enumerate(strips):
+        pieces = temporary if is_whole else stack.enter_context(aside(temporary))
+        for row, strip in zip(rows, strips, strict=False):
             flat = strip.reshape(CHUNK_TILES, -1)
-            found, blank = _digests(flat, strip.shape[-1])
+            found, blanks[row] = _digests(flat, strip.shape[-1])
+            digests[row * CHUNK_TILES : (row + 1) * CHUNK_TILES] = found
+            n_written += 1
             table = _strip_table(chunk, row, flat, found, metadata)
             if writer is None:
                 writer = stack.enter_context(
                     pq.ParquetWriter(
-                        temporary,
+                        pieces,
                         table.schema,
                         compression="zstd",
                         compression_level=1,
@@ -118,12 +142,27 @@ def write_chunk(path: Path, chunk: Tile, strips: Iterable[Pixels], metadata: Map
                     )
                 )
             writer.write_table(table)
-            digests += found
-            n_blank += blank
-        if len(digests) != CHUNK_TILES**2:
-            raise TileCacheError(f"The source gave {len(digests)} of 256 tiles of chunk {chunk}. Render it again.")
-        stack.close()
-    return _summary(path, chunk, metadata.get(RECIPE, ""), digests, n_blank)
+        if writer is None or n_written != len(rows):
+            raise TileCacheError(
+                f"The source gave {n_written * CHUNK_TILES} of {len(rows) * CHUNK_TILES} tiles of chunk {chunk}. "
+                "Render it again."
+            )
+        writer.add_key_value_metadata({_BLANKS: " ".join(map(str, blanks))})
+        writer.close()
+        if not is_whole:
+            splice(temporary, path, pieces, rows)
+    return _summary(path, chunk, metadata.get(RECIPE, ""), digests, sum(blanks))
+
+
+def strips_of(path: Path) -> list[str] | None:
+    """What each strip of a chunk file was drawn from; None if it does not say.
+
+    Raises:
+        TileCacheError: As `chunk_metadata`.
+    """
+    metadata = chunk_metadata(path)
+    strips, blanks = metadata.get(STRIPS, "").split(), metadata.get(_BLANKS, "").split()
+    return strips if len(strips) == len(blanks) == CHUNK_TILES else None
 
 
 def _strip_table(chunk: Tile, row: int, flat: Pixels, digests: list[bytes], metadata: Mapping[str, str]) -> pa.Table:
@@ -148,7 +187,7 @@ def chunk_metadata(path: Path) -> dict[str, str]:
         TileCacheError: There is no such file, or its end is damaged.
     """
     try:
-        found = pq.read_schema(path).metadata or {}
+        found = pq.read_metadata(path).metadata or {}
         return {key.decode(): value.decode() for key, value in found.items() if key.startswith(b"geobacter:")}
     except FileNotFoundError:
         raise TileCacheError(f"Chunk {path} is missing. {REMEDY}") from None
@@ -165,8 +204,10 @@ def read_strips(path: Path, chunk: Tile) -> Iterator[Pixels]:
     return map_strips(path, chunk, lambda strip: strip)
 
 
-def map_strips(path: Path, chunk: Tile, function: Callable[[Pixels], Result]) -> Iterator[Result]:
-    """What a function gives for each row of tiles, in their order, computed by threads a few rows ahead.
+def map_strips(
+    path: Path, chunk: Tile, function: Callable[[Pixels], Result], rows: range = ALL_ROWS
+) -> Iterator[Result]:
+    """What a function gives for each of some rows of tiles, in their order, computed by threads a few rows ahead.
 
     Raises:
         TileCacheError: As `read_strips`.
@@ -180,10 +221,13 @@ def map_strips(path: Path, chunk: Tile, function: Callable[[Pixels], Result]) ->
             _check(path, chunk, row, flat, digests)
         return function(flat.reshape(CHUNK_TILES, TILE_PX, TILE_PX, -1))
 
+    if len(rows) == 1:
+        yield of_row(rows[0])
+        return
     n_threads = min(n_processors(), _MAX_THREADS)
     pool = ThreadPoolExecutor(n_threads, "chunk-reading")
     try:
-        yield from in_order(pool, of_row, range(CHUNK_TILES), n_threads)
+        yield from in_order(pool, of_row, rows, n_threads)
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -1,93 +1,82 @@
-"""What each chunk is drawn from, so that a change of the map renders those chunks anew that can show it, and no others.
+"""What each strip of a chunk is drawn from, so that a change of the map renders those anew that can show it, and no others.
 
-A chunk's pixels follow from the features whose boxes reach into it or as far around it as Mapnik looks, in the order in
-which they are drawn. A digest over just these is the chunk's own input: mappers may give a house another id, or change
-a tag that the style does not read, and nothing is drawn again.
+A strip's pixels follow from the features whose boxes reach into it or as far around it as Mapnik looks; the order in
+which they are drawn follows from themselves (see `osm.order`). A digest over just these is the strip's own input:
+mappers may give a house another id, or change a tag that the style does not read, and nothing is drawn again.
 """
 
-import hashlib
-import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import shapely
+import xxhash
+from numpy.typing import NDArray
 
-from geobacter_core.geo import CHUNK_PX, CHUNK_ZOOM, Floats, Tile
+from geobacter_core.geo import CHUNK_PX, CHUNK_TILES, CHUNK_ZOOM, WORLD_M, Tile
 from geobacter_core.osm.features import LAYERS, read_layer
 from geobacter_core.tiles.style import Style
 
-_BUFFER = re.compile(r'\bbuffer-size="(\d+(?:\.\d+)?)"')
-_SPARE_PX = 16
-"""Looked at beyond Mapnik's own buffer: rounding of boxes must not lose a feature."""
-_HALF_WORLD_M = math.pi * 6378137.0
+Sums = NDArray[np.uint64]
 
 
-def chunk_inputs(files: Path, style: Style, chunks: Sequence[Tile]) -> dict[Tile, str]:
-    """Hex digest of the features that a style may draw in each chunk; features are streamed once.
+def strip_inputs(files: Path, style: Style, chunks: Sequence[Tile]) -> Mapping[Tile, tuple[str, ...]]:
+    """Hex digests of the features that a style may draw in each of a chunk's 16 strips; features are streamed once.
+
+    Memory is 32 bytes a strip of the box around the chunks, and a batch of features.
 
     Args:
         files: Folder with `points.fgb`, `lines.fgb` and `polygons.fgb`.
-        style: Which tags are read, and how far around a chunk features still show.
+        style: Which tags are read, and how far around a strip features still show.
         chunks: The chunks of the region.
     """
-    digests = {(chunk.x, chunk.y): hashlib.sha256() for chunk in chunks}
+    west, north = min(chunk.x for chunk in chunks), min(chunk.y for chunk in chunks)
+    n_columns = max(chunk.x for chunk in chunks) - west + 1
+    n_rows = (max(chunk.y for chunk in chunks) - north + 1) * CHUNK_TILES
+    # A feature's digest is added to all strips that its box touches: to the corners of a raster of differences.
+    corners = np.zeros((n_columns + 1, n_rows + 1, 2), np.uint64)
     for layer in LAYERS:
-        for digest in digests.values():
-            digest.update(layer.encode() + b"\0")
-        for batch in read_layer(files, layer):
-            for feature, box in _drawable(batch, style):
-                for place in _places(box, digests):
-                    digests[place].update(feature)
-    return {Tile(CHUNK_ZOOM, x, y): digest.hexdigest() for (x, y), digest in digests.items()}
+        for batch in read_layer(files, layer, style.keys):
+            _add(corners, batch, layer, style, (west, north))
+    sums = corners.cumsum(axis=0, dtype=np.uint64).cumsum(axis=1, dtype=np.uint64)
+    return {chunk: _digests(sums[chunk.x - west], (chunk.y - north) * CHUNK_TILES) for chunk in chunks}
 
 
-def reach_px(style: Style) -> float:
-    """How far outside a chunk a feature can lie and still be drawn in it, in pixels of a tile."""
-    return max((float(found) for xml in style.maps for found in _BUFFER.findall(xml)), default=0.0) + _SPARE_PX
-
-
-def _drawable(batch: pa.RecordBatch, style: Style) -> Iterator[tuple[bytes, Floats]]:
-    """Of each feature with a tag that the style reads, a digest and its box in chunks: west, north, east, south."""
-    columns = [batch.column(key) for key in style.keys if key in batch.schema.names]
-    if not columns:
+def _add(corners: Sums, batch: pa.RecordBatch, layer: str, style: Style, first: tuple[int, int]) -> None:
+    """Add the digests of those of a batch's features that have a tag which the style reads."""
+    tags = [batch.column(key) for key in style.keys if key in batch.schema.names]
+    if not tags:
         return
-    tagged = columns[0].is_valid()
-    for column in columns[1:]:
-        tagged = pc.or_(tagged, column.is_valid())
-    rows = np.flatnonzero(tagged.to_numpy(zero_copy_only=False))
+    tagged = np.logical_or.reduce([column.is_valid().to_numpy(zero_copy_only=False) for column in tags])
+    rows = pa.array(np.flatnonzero(tagged))
     if not len(rows):
         return
-    kept = pa.array(rows)
-    geometry = batch.column("geometry").take(kept).to_pylist()
-    layer = batch.column("layer").take(kept).to_pylist()
-    tags = zip(*(column.take(kept).to_pylist() for column in columns), strict=True)
+    # Control characters tell absent tags from empty ones, and one tag from the next.
+    columns = [*(column.take(rows) for column in tags), batch.column("layer").take(rows).cast(pa.string())]
+    texts = pc.binary_join_element_wise(*columns, "\x1f", null_handling="replace", null_replacement="\x00").to_pylist()
+    geometry = batch.column("geometry").take(rows).to_pylist()
+    digests = np.frombuffer(
+        b"".join(
+            xxhash.xxh3_128_digest(b"%b\x1f%b\x1f%b" % (layer.encode(), text.encode(), shape))
+            for text, shape in zip(texts, geometry, strict=True)
+        ),
+        np.uint64,
+    ).reshape(-1, 2)
+    margin = style.reach_px / CHUNK_PX
     west, south, east, north = shapely.bounds(shapely.from_wkb(geometry)).T
-    margin = reach_px(style) / CHUNK_PX
-    boxes = np.stack([*_chunk_xy(west, north, -margin), *_chunk_xy(east, south, margin)], axis=1)
-    for shape, values, level, box in zip(geometry, tags, layer, boxes, strict=True):
-        digest = hashlib.sha256(shape)
-        digest.update(repr((values, level)).encode())
-        yield digest.digest(), box
+    side_m = WORLD_M / 2**CHUNK_ZOOM
+    chunk_x = np.stack([west, east]) / side_m + 2 ** (CHUNK_ZOOM - 1) + [[-margin], [margin]] - first[0]
+    chunk_y = 2 ** (CHUNK_ZOOM - 1) - np.stack([north, south]) / side_m + [[-margin], [margin]] - first[1]
+    limit_x, limit_y = corners.shape[0] - 1, corners.shape[1] - 1
+    low_x, high_x = np.clip(np.floor(chunk_x) + [[0], [1]], 0, limit_x).astype(np.int64)
+    low_y, high_y = np.clip(np.floor(chunk_y * CHUNK_TILES) + [[0], [1]], 0, limit_y).astype(np.int64)
+    np.add.at(corners, (low_x, low_y), digests)
+    np.add.at(corners, (high_x, high_y), digests)
+    np.subtract.at(corners, (high_x, low_y), digests)
+    np.subtract.at(corners, (low_x, high_y), digests)
 
 
-def _chunk_xy(x: Floats, y: Floats, margin: float) -> tuple[Floats, Floats]:
-    """Mercator metres as fractional columns and rows of chunks, moved outwards."""
-    side_m = 2 * _HALF_WORLD_M / 2**CHUNK_ZOOM
-    return (x + _HALF_WORLD_M) / side_m + margin, (_HALF_WORLD_M - y) / side_m + margin
-
-
-def _places(box: Floats, digests: dict[tuple[int, int], Any]) -> Iterator[tuple[int, int]]:
-    """The chunks of the region that a box touches. A box may be far larger than the region: the sea, a border."""
-    west, north, east, south = (math.floor(side) for side in box)
-    if (east - west + 1) * (south - north + 1) > len(digests):
-        yield from (place for place in digests if west <= place[0] <= east and north <= place[1] <= south)
-        return
-    for x in range(west, east + 1):
-        for y in range(north, south + 1):
-            if (x, y) in digests:
-                yield x, y
+def _digests(sums: Sums, first: int) -> tuple[str, ...]:
+    return tuple(sums[row].tobytes().hex() for row in range(first, first + CHUNK_TILES))

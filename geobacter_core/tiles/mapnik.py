@@ -1,6 +1,8 @@
 """Mapnik in this process: the default tile source. One call renders three channels of a whole chunk."""
 
+import multiprocessing
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,12 +13,14 @@ import mapnik
 import numpy as np
 
 from geobacter_core.errors import StyleError
-from geobacter_core.geo import CHUNK_PX, CHUNK_TILES, TILE_PX, Tile
-from geobacter_core.tiles.source import Pixels
+from geobacter_core.files import n_processors
+from geobacter_core.geo import CHUNK_PX, CHUNK_TILES, TILE_PX, WORLD_M, Tile
+from geobacter_core.tiles.source import ALL_ROWS, Pixels
 from geobacter_core.tiles.style import Style
 
 _spare: list[mapnik.Image] = []
 """Images of a chunk's size that are not in use: to come by the 64 MiB of a new one takes longer than to draw on it."""
+_WORLD = mapnik.Box2d(-WORLD_M / 2, -WORLD_M / 2, WORLD_M / 2, WORLD_M / 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,34 +50,57 @@ class MapnikSource:
         """As many as there are processors."""
         return None
 
-    def strips(self, chunk: Tile) -> Iterator[Pixels]:
-        """Render a chunk, an image for every three channels, and cut it, strip by strip, into tiles.
+    def strips(self, chunk: Tile, rows: range = ALL_ROWS) -> Iterator[Pixels]:
+        """Render a chunk, or some rows of its tiles, an image for every three channels, and cut it into strips of tiles.
 
         Raises:
             StyleError: Mapnik cannot read the style or the features.
         """
-        with rendered(_open_maps(self.style, self.features), chunk) as images:
-            yield from cut_into_strips(images, self.n_channels)
+        with rendered(_open_maps(self.style, self.features), chunk, rows, self.style.reach_px) as images:
+            yield from cut_into_strips(images, self.n_channels, rows)
 
 
 @contextmanager
-def rendered(maps: Sequence[mapnik.Map], chunk: Tile) -> Iterator[list[mapnik.Image]]:
-    """The bare Mapnik calls: one chunk as one RGBA image per map, to be used within the `with` block only."""
-    images: list[mapnik.Image] = []
+def rendered(
+    maps: Sequence[mapnik.Map], chunk: Tile, rows: range = ALL_ROWS, reach_px: float = 0.0
+) -> Iterator[list[mapnik.Image]]:
+    """The bare Mapnik calls: one chunk as one RGBA image per map, to be used within the `with` block only.
+
+    Where some rows of tiles are enough, the image is that of the whole chunk all the same, but only features within
+    `reach_px` of these rows are read and drawn. A smaller image would not do: Mapnik cuts lines off at its edge, and the
+    rounding there shows all along the line.
+    """
+    west, south, east, north = chunk.mercator_box
+    px = (north - south) / CHUNK_PX
+    top, bottom = rows.start * TILE_PX - reach_px, rows.stop * TILE_PX + reach_px
+    read = mapnik.Box2d(west - reach_px * px, north - bottom * px, east + reach_px * px, north - top * px)
+    images = [_spare.pop() if _spare else mapnik.Image(CHUNK_PX, CHUNK_PX) for _ in maps]
+
+    def render(map_: mapnik.Map, image: mapnik.Image) -> None:
+        if map_.background is None:
+            image.fill(mapnik.Color("transparent"))
+        map_.maximum_extent = _WORLD  # the zoom would end at that of the last call
+        map_.zoom_to_box(mapnik.Box2d(west, south, east, north))
+        if rows != ALL_ROWS:
+            map_.maximum_extent = read
+        mapnik.render(map_, image)
+
+    # A worker of a build shares the processors with others; Mapnik lets go of Python's lock.
+    n_threads = 1 if multiprocessing.parent_process() else min(n_processors(), len(maps))
     try:
-        for map_ in maps:
-            images.append(_spare.pop() if _spare else mapnik.Image(CHUNK_PX, CHUNK_PX))
-            if map_.background is None:
-                images[-1].fill(mapnik.Color("transparent"))
-            map_.zoom_to_box(mapnik.Box2d(*chunk.mercator_box))
-            mapnik.render(map_, images[-1])
+        if n_threads == 1:
+            for map_, image in zip(maps, images, strict=True):
+                render(map_, image)
+        else:
+            with ThreadPoolExecutor(n_threads, "rendering") as pool:
+                list(pool.map(render, maps, images))
         yield images
     finally:
         _spare.extend(images)
 
 
-def cut_into_strips(images: Sequence[mapnik.Image], n_channels: int) -> Iterator[Pixels]:
-    """Cut a chunk's RGBA images into strips of tiles, uint8 `[16, 256, 256, C]`: red, green, blue of one, of the next.
+def cut_into_strips(images: Sequence[mapnik.Image], n_channels: int, rows: range = ALL_ROWS) -> Iterator[Pixels]:
+    """Cut rows of a chunk's RGBA images into strips of tiles, uint8 `[16, 256, 256, C]`: red, green, blue of one, of the next.
 
     Tile by tile and into the same memory, so that the copies stay in the processor's cache; channel by channel, because
     numpy copies runs of three bytes at less than half that speed. Tiles of one colour, of which most regions have many
@@ -81,7 +108,7 @@ def cut_into_strips(images: Sequence[mapnik.Image], n_channels: int) -> Iterator
     """
     tiles = np.empty((CHUNK_TILES, TILE_PX, TILE_PX, n_channels), np.uint8)
     of_colour: dict[tuple[int, ...], Pixels] = {}
-    for row in range(CHUNK_TILES):
+    for row in rows:
         for column in range(CHUNK_TILES):
             views = [image.view(column * TILE_PX, row * TILE_PX, TILE_PX, TILE_PX) for image in images]
             pixels = [np.frombuffer(view.to_string(), np.uint32).reshape(TILE_PX, TILE_PX) for view in views]

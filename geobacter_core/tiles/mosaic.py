@@ -12,7 +12,7 @@ import numpy as np
 
 from geobacter_core.geo import CHUNK_PX, CHUNK_TILES, TILE_PX, Tile
 from geobacter_core.tiles.cache import TileCache
-from geobacter_core.tiles.source import Pixels
+from geobacter_core.tiles.source import ALL_ROWS, Pixels
 
 GROUP = 4
 """Channels that are kept side by side: OpenCV warps four at once in the time of one."""
@@ -24,19 +24,19 @@ def n_groups(n_channels: int) -> int:
     return -(-n_channels // GROUP)
 
 
-def block_px(reduction: int) -> int:
-    """Side of a block, reduced pixels."""
-    return min(TILE_PX, CHUNK_PX // reduction)
+def block_px(reduction: int, by_strips: bool = False) -> int:
+    """Side of a block, reduced pixels; in a chunk that is read strip by strip that of a tile."""
+    return TILE_PX // reduction if by_strips else min(TILE_PX, CHUNK_PX // reduction)
 
 
-def blocks_per_side(reduction: int) -> int:
+def blocks_per_side(reduction: int, by_strips: bool = False) -> int:
     """How many blocks lie along a chunk's side."""
-    return CHUNK_PX // reduction // block_px(reduction)
+    return CHUNK_PX // reduction // block_px(reduction, by_strips)
 
 
 @dataclass(frozen=True, slots=True)
 class Mosaic:
-    """A chunk as a grid of square blocks, each in groups of four channels; those that are missing in the last are 0.
+    """A chunk, or a strip of one, as a grid of square blocks, each in groups of four channels; the last has some of 0.
 
     A group of one colour takes up a pixel in a block, or nothing if it is 0: most chunks at a region's edge, and most
     channels of a style of masks, are made of these.
@@ -60,9 +60,16 @@ def in_groups(strip: Pixels, reductions: Collection[int]) -> dict[int, list[Sequ
 
 
 def mosaics(rows: Iterable[Mapping[int, list[Sequence[Pixels]]]]) -> dict[int, Mosaic]:
-    """A chunk, reduced in one or more ways by the mean of r × r pixels, rounded, from its strips by `in_groups`."""
+    """A chunk, reduced in one or more ways by the mean of r × r pixels, rounded, from its strips by `in_groups`.
+
+    Of one strip alone the blocks are its tiles.
+    """
     strips = list(rows)
-    return {reduction: _in_blocks([strip[reduction] for strip in strips], reduction) for reduction in strips[0]}
+    is_strip = len(strips) == 1
+    return {
+        reduction: _in_blocks([strip[reduction] for strip in strips], blocks_per_side(reduction, is_strip))
+        for reduction in strips[0]
+    }
 
 
 def _grouped(tile: Pixels) -> Sequence[Pixels]:
@@ -92,14 +99,14 @@ def _reduced_group(group: Pixels, reduction: int) -> Pixels:
     return np.asarray(cv2.resize(group, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _in_blocks(tiles: list[list[Sequence[Pixels]]], reduction: int) -> Mosaic:
-    n = CHUNK_TILES // blocks_per_side(reduction)
+def _in_blocks(tiles: list[list[Sequence[Pixels]]], n_columns: int) -> Mosaic:
+    n = CHUNK_TILES // n_columns
 
     def block(top: int, left: int) -> Sequence[Pixels | None]:
         parts = [tile for row in tiles[top : top + n] for tile in row[left : left + n]]
         return [_joined(group) for group in zip(*parts, strict=True)]
 
-    blocks = [[block(top, left) for left in range(0, CHUNK_TILES, n)] for top in range(0, CHUNK_TILES, n)]
+    blocks = [[block(top, left) for left in range(0, CHUNK_TILES, n)] for top in range(0, len(tiles), n)]
     groups = (group for row in blocks for block in row for group in block)
     return Mosaic(blocks, sum(group.nbytes for group in groups if group is not None and group.strides[0]))
 
@@ -131,35 +138,39 @@ def _reduced_tile(tile: Pixels, side: int) -> Pixels:
 
 
 class ChunkMemory:
-    """The chunks that were used last, decoded, of any number of caches, up to a number of bytes, for many threads."""
+    """The chunks and strips that were used last, decoded, of any number of caches, up to so many bytes; thread-safe."""
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
         self._lock = threading.Lock()
-        self._chunks: OrderedDict[tuple[Path, Tile], dict[int, Mosaic]] = OrderedDict()
+        self._chunks: OrderedDict[tuple[Path, Tile, range], dict[int, Mosaic]] = OrderedDict()
 
-    def mosaic(self, cache: TileCache, chunk: Tile, reduction: int, wanted: Collection[int] = ()) -> Mosaic:
-        """A chunk, from memory or else from its file; one at least is always kept.
+    def mosaic(
+        self, cache: TileCache, chunk: Tile, reduction: int, wanted: Collection[int] = (), rows: range = ALL_ROWS
+    ) -> Mosaic:
+        """A chunk, or one of its strips, from memory or else from its file; one at least is always kept.
 
         Args:
             cache: The cache that has it.
             chunk: Which.
             reduction: By which it is wanted now.
             wanted: Other reductions by which it will be: to read a file once for all of them takes little longer.
+            rows: All, or one.
 
         Raises:
             TileCacheError: The chunk is not in the cache, missing or damaged.
         """
         with self._lock:
-            known = self._chunks.get((cache.folder, chunk), {})
+            key = cache.folder, chunk, rows
+            known = self._chunks.get(key, {})
             if reduction not in known:
                 new = {reduction, *wanted} - known.keys()
-                made = mosaics(cache.map_strips(chunk, partial(in_groups, reductions=new)))
+                made = mosaics(cache.map_strips(chunk, partial(in_groups, reductions=new), rows))
                 known.update(made)
-                self._chunks[cache.folder, chunk] = known
+                self._chunks[key] = known
                 self.used_bytes += _n_bytes(made)
-            self._chunks.move_to_end((cache.folder, chunk))
+            self._chunks.move_to_end(key)
             while self.used_bytes > self.budget_bytes and len(self._chunks) > 1:
                 self.used_bytes -= _n_bytes(self._chunks.popitem(last=False)[1])
             return known[reduction]

@@ -9,7 +9,7 @@ from geobacter_core.regions import Region
 from geobacter_core.settings import Settings
 from geobacter_core.tiles.build import BuildResult, Inputs, build_cache
 from geobacter_core.tiles.cache import chunks_of
-from geobacter_core.tiles.inputs import chunk_inputs
+from geobacter_core.tiles.inputs import strip_inputs
 from geobacter_core.tiles.settings import ServerSettings
 from geobacter_core.tiles.source import TileSource
 from geobacter_core.tiles.style import load_style
@@ -48,6 +48,6 @@ def build_region(
 
         features, files = load_features(settings.features_folder(region.name))
         source = MapnikSource(style, files)
-        of_chunks = partial(chunk_inputs, files, style, chunks_of(extract.ground))
-        inputs = Inputs(features.digest, features.extract_sha256, features.osm_timestamp, of_chunks)
+        of_strips = partial(strip_inputs, files, style, chunks_of(extract.ground))
+        inputs = Inputs(features.digest, features.extract_sha256, features.osm_timestamp, of_strips)
     return build_cache(folder, region.name, extract.ground, style, source, inputs, on_chunk)

@@ -25,7 +25,7 @@ from geobacter_core.geo import CHUNK_TILES, TILE_PX, TILE_ZOOM, Tile
 from geobacter_core.regions import TILE_POLICY, Region, check_tile_server, is_public_tile_server, tile_server_name
 from geobacter_core.settings import redacted, without_secrets
 from geobacter_core.tiles.settings import ServerSettings
-from geobacter_core.tiles.source import Pixels
+from geobacter_core.tiles.source import ALL_ROWS, Pixels
 from geobacter_core.tiles.style import Style
 
 USER_AGENT = f"Geobacter/{version('geobacter')} (builds a tile cache; aiohttp/{aiohttp.__version__})"
@@ -89,8 +89,8 @@ class ServerSource:
         """One: the server's load is bounded by its connections."""
         return 1
 
-    def strips(self, chunk: Tile) -> Iterator[Pixels]:
-        """The tiles of a chunk in 16 strips, uint8 `[16, 256, 256, 3]`.
+    def strips(self, chunk: Tile, rows: range = ALL_ROWS) -> Iterator[Pixels]:
+        """The tiles of a chunk in strips, uint8 `[16, 256, 256, 3]`.
 
         Raises:
             TileServerError: A tile could not be had.
@@ -100,7 +100,7 @@ class ServerSource:
         try:
             # In a thread of its own, because the caller may be inside another event loop (a notebook, a web server).
             with anyio.from_thread.start_blocking_portal() as portal:
-                tiles = portal.call(self._fetch, chunk)
+                tiles = portal.call(self._fetch, chunk, rows)
         except ExceptionGroup as group:
             failure = group.exceptions[0]
             if not isinstance(failure, TileServerError):
@@ -114,8 +114,8 @@ class ServerSource:
         self._n_lost_chunks = 0
         yield from tiles
 
-    async def _fetch(self, chunk: Tile) -> Pixels:
-        tiles = np.empty((CHUNK_TILES, CHUNK_TILES, TILE_PX, TILE_PX, 3), np.uint8)
+    async def _fetch(self, chunk: Tile, rows: range) -> Pixels:
+        tiles = np.empty((len(rows), CHUNK_TILES, TILE_PX, TILE_PX, 3), np.uint8)
         n_connections = self.settings.connections
         turns = asyncio.Semaphore(n_connections)
         async with aiohttp.ClientSession(
@@ -127,12 +127,13 @@ class ServerSource:
 
             async def fetch(column: int, row: int) -> None:
                 tile = Tile(TILE_ZOOM, chunk.x * CHUNK_TILES + column, chunk.y * CHUNK_TILES + row)
-                tiles[row, column] = await self._tile(session, turns, tile)
+                tiles[row - rows.start, column] = await self._tile(session, turns, tile)
 
             # The first tile that cannot be had ends the others: the chunk is lost either way.
             async with asyncio.TaskGroup() as group:
                 for column, row in _order():
-                    group.create_task(fetch(column, row))
+                    if row in rows:
+                        group.create_task(fetch(column, row))
         return tiles
 
     async def _tile(self, session: aiohttp.ClientSession, turns: asyncio.Semaphore, tile: Tile) -> Pixels:

@@ -6,9 +6,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from geobacter_core.geo import Tile
+from geobacter_core.geo import CHUNK_TILES, Tile
 
 Pixels = NDArray[np.uint8]
+
+ALL_ROWS = range(CHUNK_TILES)
+"""Of the strips of a chunk."""
 
 
 class TileSource(Protocol):
@@ -26,8 +29,8 @@ class TileSource(Protocol):
     def max_processes(self) -> int | None:
         """How many processes of one build may use it at once; None for as many as there are processors."""
 
-    def strips(self, chunk: Tile) -> Iterator[Pixels]:
-        """The tiles of a chunk in 16 strips from north to south, each uint8 `[16, 256, 256, C]` from west to east.
+    def strips(self, chunk: Tile, rows: range = ALL_ROWS) -> Iterator[Pixels]:
+        """The tiles of a chunk in strips from north to south, each uint8 `[16, 256, 256, C]` from west to east.
 
-        A strip is valid until the next one is asked for.
+        A strip is valid until the next one is asked for. Each is the same whichever others are asked for.
         """

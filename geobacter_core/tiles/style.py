@@ -20,6 +20,11 @@ from geobacter_core.errors import StyleError
 from geobacter_core.tiles.masks import Channel, map_documents
 
 _STYLES = Path(__file__).parent / "styles"
+_BUFFER = re.compile(r'\bbuffer-size="(\d+(?:\.\d+)?)"')
+_SPARE_PX = 16
+"""Looked at beyond Mapnik's own buffer: rounding of boxes must not lose a feature."""
+_LOOKS_AROUND = re.compile(r"<(Text|Shield|Group)Symbolizer|image-filters")
+"""What is placed or blurred by what lies around it."""
 
 
 class _Document(BaseModel):
@@ -97,6 +102,16 @@ class Style:
     def is_served(self) -> bool:
         """Whether a tile server draws it, and not Mapnik in this process."""
         return not self.maps
+
+    @property
+    def reach_px(self) -> float:
+        """How far outside a piece of the map a feature can lie and still be drawn in it, in pixels of a tile."""
+        return max((float(found) for xml in self.maps for found in _BUFFER.findall(xml)), default=0.0) + _SPARE_PX
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a pixel depends on nothing but the features in its reach, so that strips can be drawn by themselves."""
+        return not any(_LOOKS_AROUND.search(xml) for xml in self.maps)
 
     @property
     def label(self) -> str:

@@ -143,14 +143,17 @@ class WindowReader:
         size_px: int,
         wider_m: Sequence[float] = (),
         memory: ChunkMemory | None = None,
+        by_strips: bool = False,
     ) -> None:
         """Read windows of `size_m` ground metres and, where given, the wider ones around them.
 
-        Without a memory the reader has its own, with room for four chunks as they lie in the cache.
+        Without a memory the reader has its own, with room for four chunks as they lie in the cache. `by_strips` suits a
+        few places: only the strips of tiles are decoded that they need, and each window takes longer.
         """
         self.cache = cache
         self.size_m = size_m
         self.size_px = size_px
+        self._by_strips = by_strips
         self.memory = memory or ChunkMemory(memory_bytes(cache.n_channels))
         self._sides_m = (size_m, *wider_m)
         self.n_planes = len(self._sides_m) * cache.n_channels
@@ -240,7 +243,7 @@ class WindowReader:
             reductions: All that will be wanted of the chunks.
         """
         x, y, width, height, reduction = place
-        side = block_px(reduction)
+        side = block_px(reduction, self._by_strips)
         column, row, left, top = x // side, y // side, x % side, y % side
         right, bottom = left + width, top + height
         if right <= side and bottom <= side:
@@ -263,9 +266,12 @@ class WindowReader:
 
     def _block(self, column: int, row: int, reduction: int, reductions: Collection[int]) -> Sequence[Pixels | None]:
         """A block of the reduced map, as `Mosaic` has them."""
-        per_chunk = blocks_per_side(reduction)
+        per_chunk = blocks_per_side(reduction, self._by_strips)
         if not (0 <= column < per_chunk << CHUNK_ZOOM and 0 <= row < per_chunk << CHUNK_ZOOM):
             raise TileCacheError("A window reaches over the map's edge (antimeridian or ±85°). Ask for places within.")
         chunk = Tile(CHUNK_ZOOM, column // per_chunk, row // per_chunk)
-        mosaic = self.memory.mosaic(self.cache, chunk, reduction, reductions)
-        return mosaic.blocks[row % per_chunk][column % per_chunk]
+        across, down = column % per_chunk, row % per_chunk
+        if self._by_strips:
+            strip = self.memory.mosaic(self.cache, chunk, reduction, reductions, range(down, down + 1))
+            return strip.blocks[0][across]
+        return self.memory.mosaic(self.cache, chunk, reduction, reductions).blocks[down][across]

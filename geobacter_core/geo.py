@@ -274,42 +274,60 @@ class Cells:
         return np.asarray(shapely.polygons(rings), object)
 
 
-_FINER_BY = 5
+_FINER_BY = 4
 
 
 def cells_within(ground: shapely.Geometry, resolution: int) -> Iterator[Cells]:
-    """The H3 cells whose centre lies within `ground` (degrees), in ascending order, in batches of at most 16,807.
+    """The H3 cells whose centre lies within `ground` (degrees), in ascending order, in batches of at most 2,401.
 
     A batch is the descendants of one coarse cell, so memory stays flat however large the ground is.
     """
-    coarse_resolution = max(resolution - _FINER_BY, 0)
+    for coarse in coarse_cells(ground, resolution):
+        cells = cells_of(coarse, ground, resolution)
+        if len(cells):
+            yield cells
+
+
+def coarse_resolution(resolution: int) -> int:
+    """Of the cells whose descendants are a batch."""
+    return max(resolution - _FINER_BY, 0)
+
+
+def coarse_cells(ground: shapely.Geometry, resolution: int) -> list[str]:
+    """The coarse cells, H3 strings in ascending order, that can have descendants within `ground` (degrees)."""
     shape = h3.geo_to_h3shape(ground)
-    overlapping = h3.polygon_to_cells_experimental(shape, coarse_resolution, contain="overlap")
+    overlapping = h3.polygon_to_cells_experimental(shape, coarse_resolution(resolution), contain="overlap")
     # A child's centre may lie outside its parent's hexagon, by less than one parent.
-    coarse = {neighbour for cell in overlapping for neighbour in h3.grid_disk(cell, 1)}
+    return sorted({neighbour for cell in overlapping for neighbour in h3.grid_disk(cell, 1)})
+
+
+def cells_of(coarse: str, ground: shapely.Geometry, resolution: int) -> Cells:
+    """The descendants of a coarse cell whose centre lies within `ground` (degrees), in ascending order."""
     shapely.prepare(ground)
-    for parent in sorted(coarse):
-        names = [parent]
-        for finer in range(coarse_resolution + 1, resolution + 1):
-            children = [child for name in names for child in h3.cell_to_children(name, finer)]
-            centres = np.array([h3.cell_to_latlng(child) for child in children]).reshape(-1, 2)
-            if finer < resolution:  # most children of a cell at the edge lie far outside, and so do theirs
-                near = shapely.dwithin(ground, shapely.points(centres[:, ::-1]), _reach_deg(finer, centres[:, 0]))
-            else:
-                near = shapely.contains_xy(ground, centres[:, 1], centres[:, 0])
-            names, centres = [children[index] for index in np.flatnonzero(near)], centres[near]
-            if not names:
-                break
+    names, centres = [coarse], np.empty((1, 2))
+    for finer in range(h3.get_resolution(coarse) + 1, resolution + 1):
+        children = [child for name in names for child in h3.cell_to_children(name, finer)]
+        centres = np.array([h3.cell_to_latlng(child) for child in children]).reshape(-1, 2)
+        if finer < resolution:  # most children of a cell at the edge lie far outside, and so do theirs
+            near = shapely.dwithin(ground, shapely.points(centres[:, ::-1]), _reach_deg(finer, centres[:, 0]))
         else:
-            order = np.argsort(names)
-            index = np.array([h3.str_to_int(names[row]) for row in order], dtype=np.uint64)
-            yield Cells(index, centres[order, 1], centres[order, 0])
+            near = shapely.contains_xy(ground, centres[:, 1], centres[:, 0])
+        names, centres = [children[index] for index in np.flatnonzero(near)], centres[near]
+        if not names:
+            break
+    order = np.argsort(names)
+    index = np.array([h3.str_to_int(names[row]) for row in order], dtype=np.uint64)
+    return Cells(index, centres[order, 1], centres[order, 0])
 
 
-def _reach_deg(resolution: int, lat: Floats) -> Floats:
-    """How far from a cell's centre those of its descendants lie at most, degrees in any direction, with room to spare.
+def reach_m(resolution: int) -> float:
+    """How far from a cell's centre those of its descendants lie at most, metres, with room to spare.
 
     They lie in a fractal around its hexagon that sticks out by less than an edge; edges are up to 1.3 times the mean.
     """
-    reach_m = 3 * h3.average_hexagon_edge_length(resolution, unit="m")
-    return np.asarray(np.degrees(reach_m / 6371008.8 / np.cos(np.radians(np.clip(np.abs(lat) + 1, 0, 89)))))
+    return float(3 * h3.average_hexagon_edge_length(resolution, unit="m"))
+
+
+def _reach_deg(resolution: int, lat: Floats) -> Floats:
+    """`reach_m` in degrees of any direction, at latitudes."""
+    return np.asarray(np.degrees(reach_m(resolution) / 6371008.8 / np.cos(np.radians(np.clip(np.abs(lat) + 1, 0, 89)))))

@@ -10,19 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from geobacter_core.embeddings.table import read_metadata, schema
+from geobacter_core.embeddings.table import Part, read_metadata, schema
 from geobacter_core.errors import EmbeddingsError
-from geobacter_core.files import check_pages, written_aside
-from geobacter_core.geo import CHUNK_TILES, TILE_PX, Cells, Floats, lonlat_to_pixel, window_half_px
+from geobacter_core.files import check_pages, written_aside, xxh3_of_file
+from geobacter_core.geo import CHUNK_TILES, TILE_PX, Cells, Floats, lonlat_to_pixel, reach_m, window_half_px
 from geobacter_core.tiles.cache import TileCache
 from geobacter_core.tiles.window import Scales
 
 _DIGEST_BYTES = 32
+_FINER_BY = 2
+"""Whether a coarse cell is touched is asked of its descendants: it may stick out far where nothing has changed."""
+_RECIPE = b"geobacter:recipe"
+_TABLE = b"geobacter:table"
+_Tiles = dict[tuple[int, int], dict[str, Any]]
 _SPARE_PX = 4.0
 _REDUCED_PX = 6.0
 """A window is read from reduced pixels, of which up to two beyond its edge count: each is at most 2.83 of its half
@@ -67,9 +73,20 @@ class Before:
         self._first = np.array([group.min for group in groups])
         self._last = np.array([group.max for group in groups])
         self._group: tuple[int, pa.Table] | None = None
-        self._changed = _changed_tiles(tiles_file(path), str(metadata["recipe"]), cache)
+        self._tiles = _read_tiles(path, str(metadata["recipe"]))
+        self._changed = None if self._tiles is None else _changed_tiles(self._tiles, cache)
+        self._cache = cache
+        self._path = path
         self.n_tiles_changed = len(self._changed) if self._changed is not None else None
         self.metadata = metadata
+        self.parts = [Part(**part) for part in metadata["parts"]]
+        if len(self.parts) != file.num_row_groups:
+            raise ValueError("it does not have the parts that it lists")
+
+    @property
+    def knows_tiles(self) -> bool:
+        """Whether it is known which tiles have changed, and so which cells need to be looked at."""
+        return self._changed is not None
 
     @classmethod
     def open(cls, path: Path, of_rows: str, cache: TileCache) -> "Before | None":
@@ -78,7 +95,7 @@ class Before:
             metadata = read_metadata(path)
             if metadata.get("rows_recipe") != of_rows:
                 return None
-            check_pages(path)
+            check_table(path, str(metadata["recipe"]))
             file = pq.ParquetFile(path)
             if not file.schema_arrow.remove_metadata().equals(schema(int(metadata["embedding_dim"]))):
                 return None
@@ -114,6 +131,32 @@ class Before:
             for cell, row in zip(hit, rows, strict=True):
                 known.digests[cell] = digests[row]
         return known
+
+    def untouched_parts(
+        self, of_cells: str, resolution: int, extent_m: float, size_px: int
+    ) -> dict[str, tuple[Part, int]]:
+        """Parts that can be taken over as they are, by name, and the numbers of their row groups.
+
+        Args:
+            of_cells: What the cells follow from; a table of others has no such parts.
+            resolution: Of the cells.
+            extent_m: Side of the widest window, ground metres.
+            size_px: Side of the windows in pixels.
+        """
+        if self._changed is None or not self.parts or self.metadata.get("of_cells") != of_cells:
+            return {}
+        finer = min(h3.get_resolution(self.parts[0].name) + _FINER_BY, resolution)
+        children = [h3.cell_to_children(part.name, finer) for part in self.parts]
+        of_part = np.repeat(np.arange(len(children)), [len(cells) for cells in children])
+        lat, lon = np.array([h3.cell_to_latlng(cell) for cells in children for cell in cells]).T
+        around = Cells(np.zeros(len(lat), np.uint64), lon, lat)
+        is_touched = self.touched(around, 2 * reach_m(finer) + extent_m, size_px)
+        untouched = np.flatnonzero(np.bincount(of_part[is_touched], minlength=len(children)) == 0)
+        return {self.parts[number].name: (self.parts[number], int(number)) for number in untouched}
+
+    def write_tiles(self, recipe: str) -> None:
+        """Write down the tiles of today; of chunks that have not changed, as they were written down before."""
+        write_tiles(self._path, recipe, self._cache, self._tiles)
 
     def touched(self, cells: Cells, extent_m: float, size_px: int) -> NDArray[np.bool_]:
         """Whether a tile under the windows of cells has changed, `[N]`; true everywhere if that is not known.
@@ -178,35 +221,70 @@ def tiles_file(path: Path) -> Path:
     return path.with_name(f"{path.stem}.tiles.parquet")
 
 
-def write_tiles(path: Path, recipe: str, cache: TileCache) -> None:
-    """Write down the tiles that the table at `path`, made by a recipe, comes from: a row per chunk."""
+def check_table(path: Path, recipe: str) -> bool:
+    """Make sure that the table at `path`, made by a recipe, is as it was written.
+
+    By a digest of its bytes, or else page by page.
+
+    Returns:
+        Whether the tiles and the digest are those that were written down with this table.
+
+    Raises:
+        OSError: It is not.
+    """
+    try:
+        written_down = pq.read_metadata(tiles_file(path)).metadata or {}
+    except (OSError, pa.ArrowException):
+        written_down = {}
+    if written_down.get(_RECIPE) == recipe.encode() and written_down.get(_TABLE) == xxh3_of_file(path).encode():
+        return True
+    check_pages(path)
+    return False
+
+
+def write_tiles(path: Path, recipe: str, cache: TileCache, before: _Tiles | None = None) -> None:
+    """Write down the tiles that the table at `path`, made by a recipe, comes from: a row per chunk.
+
+    Args:
+        path: The table.
+        recipe: Digest of what it follows from.
+        cache: The tiles.
+        before: Those of the table before: chunks that have not changed need not be looked at.
+    """
     chunks = cache.manifest.chunks
+    known = {row["digest"]: row["tiles"] for row in (before or {}).values()}
     table = pa.table(
         {
             "x": pa.array([chunk.x for chunk in chunks], pa.int32()),
             "y": pa.array([chunk.y for chunk in chunks], pa.int32()),
             "digest": pa.array([chunk.digest for chunk in chunks], pa.string()),
-            "tiles": pa.array([b"".join(cache.tile_digests(chunk.tile)) for chunk in chunks], pa.binary()),
+            "tiles": pa.array(
+                [known.get(chunk.digest) or b"".join(cache.tile_digests(chunk.tile)) for chunk in chunks], pa.binary()
+            ),
         },
-        metadata={"geobacter:recipe": recipe},
+        metadata={_RECIPE: recipe.encode(), _TABLE: xxh3_of_file(path).encode()},
     )
     with written_aside(tiles_file(path)) as temporary:
         pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
-def _changed_tiles(path: Path, recipe: str, cache: TileCache) -> NDArray[np.int64] | None:
-    """Columns and rows `[M, 2]` of the tiles that differ from those written down; None if they were not."""
+def _read_tiles(path: Path, recipe: str) -> _Tiles | None:
+    """What was written down for the table at `path`, made by a recipe, by chunk; None if nothing was."""
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        table = pq.read_table(tiles_file(path), page_checksum_verification=True)
     except (OSError, pa.ArrowException):
         return None
-    if (table.schema.metadata or {}).get(b"geobacter:recipe") != recipe.encode():
+    if (table.schema.metadata or {}).get(_RECIPE) != recipe.encode():
         return None
-    before = {(row["x"], row["y"]): row for row in table.to_pylist()}
+    return {(row["x"], row["y"]): row for row in table.to_pylist()}
+
+
+def _changed_tiles(before: _Tiles, cache: TileCache) -> NDArray[np.int64]:
+    """Columns and rows `[M, 2]` of the tiles that differ from those written down."""
     return np.array(list(_differing(before, cache)), np.int64).reshape(-1, 2)
 
 
-def _differing(before: dict[tuple[int, int], dict[str, Any]], cache: TileCache) -> Iterator[tuple[int, int]]:
+def _differing(before: _Tiles, cache: TileCache) -> Iterator[tuple[int, int]]:
     now = {(chunk.x, chunk.y): chunk for chunk in cache.manifest.chunks}
     for place in sorted(before.keys() | now.keys()):
         x, y = place[0] * CHUNK_TILES, place[1] * CHUNK_TILES

@@ -7,15 +7,17 @@ Where a table of the same encoder is there already, only windows are cut that a 
 are encoded whose pixels differ (see `before`); the result has the same content as one made from scratch.
 
 Cells come in batches of one coarse H3 cell, each written as a part; the parts, already in order, are then strung
-together. A killed run goes on with the parts that are there. One run at a time works on a table, and others wait.
+together, and those over which no tile has changed taken over from the table before, as bytes. A killed run goes on with
+the parts that are there. One run at a time works on a table, and others wait.
 """
 
 import logging
 import shutil
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,25 +28,26 @@ import xxhash
 from numpy.typing import NDArray
 
 from geobacter_core.ahead import in_order
-from geobacter_core.embeddings.before import Before, Known, write_tiles
+from geobacter_core.embeddings.before import Before, Known, check_table, write_tiles
 from geobacter_core.embeddings.history import change_rows, forget, keep_whole, write_changes
-from geobacter_core.embeddings.table import ContentDigest, milliseconds, read_metadata, rows, table_writer
+from geobacter_core.embeddings.table import Part, milliseconds, read_metadata, read_part, rows, write_part, write_table
 from geobacter_core.encoder.device import single_threads
 from geobacter_core.encoder.version import Encoder, EncoderVersion
 from geobacter_core.errors import EmbeddingsError
-from geobacter_core.files import check_pages, digest_of, n_processors, only_one, remove_temporaries, written_aside
-from geobacter_core.geo import Cells, cells_within
+from geobacter_core.files import digest_of, n_processors, only_one, remove_temporaries, written_aside
+from geobacter_core.geo import Cells, cells_of, cells_within, coarse_cells, coarse_resolution
 from geobacter_core.tiles.cache import TileCache
 from geobacter_core.tiles.source import Pixels
 from geobacter_core.tiles.window import WindowReader
 
-VERSION = "3"
+VERSION = "4"
 """Raise when the same tiles and encoder would give another table."""
 
 _SLICE = 64
 _AHEAD = 2
 """So many slices and batches a thread are under way."""
 _REMEMBERED_WINDOWS = 200_000
+_NO_CELLS = Cells(np.empty(0, np.uint64), np.empty(0), np.empty(0))
 _log = logging.getLogger(__name__)
 
 
@@ -54,7 +57,7 @@ class EmbedResult:
 
     Attributes:
         path: The GeoParquet file.
-        digest: Of the rows' content, see `table.ContentDigest`: the asset's data version.
+        digest: Of the rows' content, see `table.content_digest`: the asset's data version.
         n_cells: Rows.
         n_encoded: Windows that went through the encoder in this run; 0 when the table was up to date.
         was_current: Whether the table was kept as it was.
@@ -116,7 +119,7 @@ def embed_region(
         version.name,
     )
     with only_one(path.parent, "another run"):
-        current = _current(path, recipe)
+        current = _current(path, recipe, cache)
         if current is not None:
             _log.info("%s: the embedding table is up to date", manifest.region)
             return current
@@ -139,39 +142,49 @@ def _made(
     work.mkdir(parents=True, exist_ok=True)
     # How a row follows from its window, whatever the map is: code, style, encoder.
     of_rows = digest_of("rows", VERSION, manifest.style_label, version.digest)
+    of_cells = digest_of("cells", shapely.to_wkt(ground), resolution, coarse_resolution(resolution))
     before = Before.open(path, of_rows, cache)
     cutter = _Cutter(cache, version, before)
-    n_all = sum(len(cells) for cells in cells_within(ground, resolution))
+    untouched: dict[str, tuple[Part, int]] = {}
+    if before is not None:
+        untouched = before.untouched_parts(of_cells, resolution, version.scales.extent_m, version.size_px)
+    if before is not None and untouched:
+        coarse, n_all = [part.name for part in before.parts], sum(part.n_cells for part in before.parts)
+    else:
+        coarse = coarse_cells(ground, resolution)
+        n_all = sum(len(cells) for cells in cells_within(ground, resolution))
     n_ahead = _AHEAD * n_processors()
     n_cells = 0
-    parts: list[Path] = []
+    parts: list[Part] = []
+    groups: list[tuple[Path, int]] = []
     with single_threads(n_processors()) as pool:
         table = _Embedder(
             version, load, manifest.style_label, milliseconds(manifest.osm_timestamp), before, pool, n_ahead
         )
-        cuts = in_order(pool, cutter.cut, cutter.slices(cells_within(ground, resolution), work), n_ahead)
-        for done in table.done(cuts):
+        batches = (_Batch(name, untouched.get(name), partial(cells_of, name, ground, resolution)) for name in coarse)
+        for done in table.done(in_order(pool, cutter.cut, cutter.slices(batches, work), n_ahead)):
             n_cells += done.n_cells
             if done.is_last:
-                parts.append(done.part.path)
+                kept, own = done.part.batch.kept, done.part.path
+                parts.append(read_part(own) if kept is None else kept[0])
+                groups.append((own, 0) if kept is None else (path, kept[1]))
             on_cells(n_cells, n_all)
     if not n_cells:
         raise EmbeddingsError(
             f"Region '{manifest.region}': no cell of resolution {resolution} has its centre in the region. "
             "Give it a finer cell_resolution in regions.toml."
         )
-    digest = ContentDigest()
-    for part in parts:
-        digest.update(pq.read_table(part))
+    digest = digest_of("rows", [(part.name, part.digest) for part in parts])
     n_moved = 0
     if before is not None:
-        changes = [file for part in parts if (file := _changes_of(part)).exists()]
-        n_moved = write_changes(path, changes, version.embedding_dim, before.metadata, digest.hexdigest())
+        changes = [file for written, _ in groups if (file := _changes_of(written)).exists()]
+        n_moved = write_changes(path, changes, version.embedding_dim, before.metadata, digest)
     metadata = {
         "recipe": recipe,
-        "replaced": _replaced(path, digest.hexdigest()),
+        "replaced": _replaced(path, digest),
         "rows_recipe": of_rows,
-        "digest": digest.hexdigest(),
+        "of_cells": of_cells,
+        "digest": digest,
         "region": manifest.region,
         "cell_resolution": resolution,
         "encoder": version.name,
@@ -186,18 +199,20 @@ def _made(
         "osm_timestamp": manifest.osm_timestamp,
         "embedding_dim": version.embedding_dim,
         "n_cells": n_cells,
+        "parts": [asdict(part) for part in parts],
     }
     if before is None:
         keep_whole(path)
     forget(path)
-    with written_aside(path) as temporary, table_writer(temporary, version.embedding_dim, metadata) as writer:
-        for part in parts:
-            writer.write_table(pq.read_table(part).cast(writer.schema.remove_metadata()))
-    write_tiles(path, recipe, cache)
+    write_table(path, groups, version.embedding_dim, metadata)
+    if before is None:
+        write_tiles(path, recipe, cache)
+    else:
+        before.write_tiles(recipe)
     shutil.rmtree(work, ignore_errors=True)
     return EmbedResult(
         path,
-        digest.hexdigest(),
+        digest,
         n_cells,
         table.n_encoded,
         was_current=False,
@@ -222,12 +237,13 @@ def _changes_of(part: Path) -> Path:
     return part.with_suffix(".changes.parquet")
 
 
-def _current(path: Path, recipe: str) -> EmbedResult | None:
+def _current(path: Path, recipe: str, cache: TileCache) -> EmbedResult | None:
     try:
         metadata = read_metadata(path)
         if metadata.get("recipe") != recipe:
             return None
-        check_pages(path)
+        if not check_table(path, recipe):
+            write_tiles(path, recipe, cache)  # the run that wrote the table was killed before it came to that
     except (EmbeddingsError, OSError, pa.ArrowException) as problem:
         if path.exists():
             _log.warning("%s; it is made again now", problem)
@@ -247,12 +263,22 @@ def _clean(folder: Path, keep: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class _Batch:
+    """A coarse cell: the part of the table before that is taken over for it, with its row group, or else its cells."""
+
+    name: str
+    kept: tuple[Part, int] | None
+    cells: Callable[[], Cells]
+
+
+@dataclass(frozen=True, slots=True)
 class _Part:
-    """A batch of cells, what is known of them, and the file that their rows go to.
+    """The cells of a coarse one, what is known of them, and the file that their rows go to.
 
     Digests in `known` become those of the new windows when they are cut.
     """
 
+    batch: _Batch
     path: Path
     cells: Cells
     known: Known
@@ -282,23 +308,36 @@ class _Cutter:
     """Cuts windows, and finds out which are not those of the table before."""
 
     def __init__(self, cache: TileCache, version: EncoderVersion, before: Before | None) -> None:
-        self._reader = WindowReader(cache, version.size_m, version.size_px, version.scales.wider_m)
+        # A refresh needs few windows.
+        self._reader = WindowReader(
+            cache,
+            version.size_m,
+            version.size_px,
+            version.scales.wider_m,
+            by_strips=before is not None and before.knows_tiles,
+        )
         self._version = version
         self._before = before
         self.n_checked = self.n_changed = 0
 
-    def slices(self, batches: Iterator[Cells], folder: Path) -> Iterator[_Slice]:
-        """Batches of cells, slice by slice; of those whose part an earlier run has written, no rows."""
-        for cells in batches:
-            path = folder / f"{cells.names[0]}.parquet"
+    def slices(self, batches: Iterable[_Batch], folder: Path) -> Iterator[_Slice]:
+        """Batches of cells, slice by slice; of those taken over, or whose part an earlier run wrote, no rows."""
+        nothing = Known.nothing(0, self._version.embedding_dim)
+        for batch in batches:
+            path = folder / f"{batch.name}.parquet"
+            if batch.kept is not None or path.exists():
+                n_cells = (read_part(path) if batch.kept is None else batch.kept[0]).n_cells
+                yield _Slice(_Part(batch, path, _NO_CELLS, nothing, []), np.empty(0, np.int64), n_cells, True)
+                continue
+            cells = batch.cells()
+            if not len(cells):
+                continue
             known, wanted = Known.nothing(len(cells), self._version.embedding_dim), np.arange(len(cells))
-            if path.exists():
-                wanted = wanted[:0]
-            elif self._before is not None:
+            if self._before is not None:
                 known = self._before.rows(cells)
                 is_touched = self._before.touched(cells, self._version.scales.extent_m, self._version.size_px)
                 wanted = np.flatnonzero(is_touched | ~known.is_there)
-            part = _Part(path, cells, known, list(known.digests))
+            part = _Part(batch, path, cells, known, list(known.digests))
             self.n_checked += len(wanted)
             n_kept = len(cells) - len(wanted)
             for begin in range(0, max(len(wanted), 1), _SLICE):
@@ -411,14 +450,13 @@ class _Embedder:
         self._changed.clear()
         if len(changed):
             embeddings = np.stack([self._embeddings[known.digests[row]] for row in changed])
-            if self._before is not None and not part.path.exists():
+            if self._before is not None:
                 self._write_changes(part, changed, embeddings)
             known.embeddings[changed] = embeddings
             known.timestamps[changed] = self._timestamp
-        if not part.path.exists():
+        if len(part.cells):
             table = rows(part.cells, known.embeddings, known.digests, self._version.name, self._style, known.timestamps)
-            with written_aside(part.path) as temporary:
-                pq.write_table(table, temporary, compression="zstd")
+            write_part(part.path, part.batch.name, table)
 
     def _write_changes(self, part: _Part, changed: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
         """Write what differs from the table before, beside the part and before it."""

@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,11 @@ import shapely
 from numpy.typing import NDArray
 
 from geobacter_core.errors import EmbeddingsError
+from geobacter_core.files import aside, written_aside
 from geobacter_core.geo import Cells, cells_within
+from geobacter_core.splice import splice
 
+_PART = b"geobacter:part"
 _REMEDY = "Materialise region_embeddings for the region."
 
 
@@ -66,7 +68,7 @@ class EmbeddingTable:
         lat: Cell centres, degrees, `[N]`.
         embeddings: float32 `[N, D]`, rows of length 1.
         metadata: What the table was made from: region, encoder, digests, counts.
-        digest: Of the rows' content, see `ContentDigest`: the asset's data version.
+        digest: Of the rows' content, see `content_digest`: the asset's data version.
     """
 
     cells: NDArray[np.str_]
@@ -188,29 +190,36 @@ def rows(
     )
 
 
-class ContentDigest:
-    """Hex SHA-256 over the rows of a table, less the times of their last change.
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The rows of one coarse cell: a row group of the table.
 
-    A table that was brought up to date knows when each window changed, and one made from scratch cannot; all else is
-    the same, and so is this.
+    Attributes:
+        name: H3 string of the coarse cell.
+        n_cells: Rows.
+        digest: Of their content, see `content_digest`.
     """
 
-    def __init__(self) -> None:
-        self._sha = hashlib.sha256()
+    name: str
+    n_cells: int
+    digest: str
 
-    def update(self, rows_: pa.Table) -> None:
-        """Take rows in, in the order of the table; how they are cut into pieces does not matter."""
-        embeddings = rows_["embedding"].combine_chunks()
-        width = 4 * embeddings.type.list_size
-        numbers = embeddings.flatten().to_numpy(zero_copy_only=False).tobytes()
-        names = zip(*(rows_[name].to_pylist() for name in ("cell", "encoder", "style", "window_digest")), strict=True)
-        for row, (cell, encoder, style, window_digest) in enumerate(names):
-            self._sha.update(f"{cell}|{encoder}|{style}|".encode())
-            self._sha.update(window_digest + numbers[row * width : (row + 1) * width])
 
-    def hexdigest(self) -> str:
-        """Of all rows so far."""
-        return self._sha.hexdigest()
+def content_digest(part: pa.Table) -> str:
+    """Hex SHA-256 over the rows of a part, less the times of their last change.
+
+    A table that was brought up to date knows when each window changed, and one made from scratch cannot; all else is
+    the same, and so is this. The digest of a table is that of the digests of its parts.
+    """
+    sha = hashlib.sha256()
+    embeddings = part["embedding"].combine_chunks()
+    width = 4 * embeddings.type.list_size
+    numbers = embeddings.flatten().to_numpy(zero_copy_only=False).tobytes()
+    names = zip(*(part[name].to_pylist() for name in ("cell", "encoder", "style", "window_digest")), strict=True)
+    for row, (cell, encoder, style, window_digest) in enumerate(names):
+        sha.update(f"{cell}|{encoder}|{style}|".encode())
+        sha.update(window_digest + numbers[row * width : (row + 1) * width])
+    return sha.hexdigest()
 
 
 def milliseconds(osm_timestamp: str) -> int:
@@ -218,9 +227,25 @@ def milliseconds(osm_timestamp: str) -> int:
     return int(np.datetime64(osm_timestamp.removesuffix("Z"), "ms").astype(np.int64))
 
 
-@contextmanager
-def table_writer(path: Path, embedding_dim: int, metadata: Mapping[str, Any]) -> Iterator[pq.ParquetWriter]:
-    """A writer of GeoParquet 1.1 that carries `metadata`."""
+def write_part(path: Path, name: str, table: pa.Table) -> Part:
+    """Write the rows of a coarse cell to a file of their own, as one row group."""
+    part = Part(name, len(table), content_digest(table))
+    schema_ = table.schema.with_metadata({_PART: json.dumps(asdict(part))})
+    with (
+        written_aside(path) as temporary,
+        pq.ParquetWriter(temporary, schema_, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        writer.write_table(table.cast(schema_), row_group_size=max(len(table), 1))
+    return part
+
+
+def read_part(path: Path) -> Part:
+    """What a part's file says of it."""
+    return Part(**json.loads(pq.read_schema(path).metadata[_PART]))
+
+
+def _write_template(path: Path, embedding_dim: int, metadata: Mapping[str, Any]) -> None:
+    """All of a GeoParquet 1.1 table that carries `metadata`, but its rows."""
     geo = {
         "version": "1.1.0",
         "primary_column": "geometry",
@@ -235,5 +260,11 @@ def table_writer(path: Path, embedding_dim: int, metadata: Mapping[str, Any]) ->
     columns = schema(embedding_dim).with_metadata(
         {"geo": json.dumps(geo), "geobacter": json.dumps(dict(metadata), sort_keys=True)}
     )
-    with pq.ParquetWriter(path, columns, compression="zstd", write_page_checksum=True) as writer:
-        yield writer
+    pq.ParquetWriter(path, columns).close()
+
+
+def write_table(path: Path, parts: Iterable[tuple[Path, int]], embedding_dim: int, metadata: Mapping[str, Any]) -> None:
+    """Write a table as GeoParquet 1.1 that carries `metadata`, of row groups: file and number of each."""
+    with written_aside(path) as temporary, aside(path) as template:
+        _write_template(template, embedding_dim, metadata)
+        splice(temporary, template, parts)

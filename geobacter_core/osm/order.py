@@ -6,6 +6,7 @@ these two alone, so the same features around a place are drawn the same, whateve
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def put_in_order(path: Path, n_features: int) -> None:
     leaves["offset"][0] = 0
     nodes[-n_features:] = leaves
     end = n_nodes
-    for n_children, n_parents in zip(levels, levels[1:], strict=False):
+    for n_children, n_parents in pairwise(levels):
         children = nodes["box"][end - n_children : end]
         end -= n_children
         firsts = np.arange(0, n_children, _PER_NODE)
@@ -100,4 +101,4 @@ def _along_curve(x: Floats, y: Floats, box: tuple[float, float, float, float]) -
     import geopandas  # brings pandas along, a second of start-up
 
     distance = geopandas.GeoSeries(shapely.points(x, y)).hilbert_distance(total_bounds=box, level=_LEVEL)
-    return distance.to_numpy().astype(np.float64)
+    return np.asarray(distance.to_numpy(), np.float64)

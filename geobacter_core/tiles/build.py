@@ -380,7 +380,7 @@ def _make(job: _Job, chunk: _Wanted, wait: bool) -> _Outcome:
 
 
 def _rows_to_make(job: _Job, chunk: _Wanted) -> Sequence[int]:
-    """The strips of a chunk that are not as they must be in the file that is there; all, if that cannot be relied on."""
+    """The strips of a chunk that its file does not have as they must be; all, if the file cannot be relied on."""
     path = chunk_file(job.folder, chunk.tile)
     if not job.by_strips or not chunk.strips or chunk.listed is None or not chunk.listed.file_digest:
         return ALL_ROWS

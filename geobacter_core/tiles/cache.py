@@ -157,9 +157,7 @@ class TileCache:
         """
         yield from read_strips(self._path(chunk), chunk)
 
-    def map_strips(
-        self, chunk: Tile, function: Callable[[Pixels], Result], rows: range = ALL_ROWS
-    ) -> Iterator[Result]:
+    def map_strips(self, chunk: Tile, function: Callable[[Pixels], Result], rows: range = ALL_ROWS) -> Iterator[Result]:
         """What a function gives for each of some strips, in their order, computed by threads a few strips ahead.
 
         Raises:

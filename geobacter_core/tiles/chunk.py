@@ -20,8 +20,8 @@ from geobacter_core.ahead import in_order
 from geobacter_core.errors import TileCacheError
 from geobacter_core.files import aside, n_processors, written_aside, xxh3_of_file
 from geobacter_core.geo import CHUNK_TILES, CHUNK_ZOOM, TILE_PX, TILE_ZOOM, Tile
+from geobacter_core.splice import splice
 from geobacter_core.tiles.source import ALL_ROWS, Pixels
-from geobacter_core.tiles.splice import splice
 
 REMEDY = "Materialise tile_cache for the region: it renders what is missing or damaged and keeps the rest."
 RECIPE = "geobacter:recipe"
@@ -150,7 +150,10 @@ def write_chunk(
         writer.add_key_value_metadata({_BLANKS: " ".join(map(str, blanks))})
         writer.close()
         if not is_whole:
-            splice(temporary, path, pieces, rows)
+            number_of = {row: number for number, row in enumerate(rows)}
+            splice(
+                temporary, pieces, [(pieces, number_of[row]) if row in number_of else (path, row) for row in ALL_ROWS]
+            )
     return _summary(path, chunk, metadata.get(RECIPE, ""), digests, sum(blanks))
 
 

@@ -1,4 +1,4 @@
-"""What each strip of a chunk is drawn from, so that a change of the map renders those anew that can show it, and no others.
+"""What each strip of a chunk is drawn from, so that a change of the map renders anew what can show it, and no more.
 
 A strip's pixels follow from the features whose boxes reach into it or as far around it as Mapnik looks; the order in
 which they are drawn follows from themselves (see `osm.order`). A digest over just these is the strip's own input:
@@ -70,8 +70,9 @@ def _add(corners: Sums, batch: pa.RecordBatch, layer: str, style: Style, first: 
     chunk_x = np.stack([west, east]) / side_m + 2 ** (CHUNK_ZOOM - 1) + [[-margin], [margin]] - first[0]
     chunk_y = 2 ** (CHUNK_ZOOM - 1) - np.stack([north, south]) / side_m + [[-margin], [margin]] - first[1]
     limit_x, limit_y = corners.shape[0] - 1, corners.shape[1] - 1
-    low_x, high_x = np.clip(np.floor(chunk_x) + [[0], [1]], 0, limit_x).astype(np.int64)
-    low_y, high_y = np.clip(np.floor(chunk_y * CHUNK_TILES) + [[0], [1]], 0, limit_y).astype(np.int64)
+    past = np.array([[0], [1]])
+    low_x, high_x = np.clip(np.floor(chunk_x) + past, 0, limit_x).astype(np.int64)
+    low_y, high_y = np.clip(np.floor(chunk_y * CHUNK_TILES) + past, 0, limit_y).astype(np.int64)
     np.add.at(corners, (low_x, low_y), digests)
     np.add.at(corners, (high_x, high_y), digests)
     np.subtract.at(corners, (high_x, low_y), digests)

@@ -51,7 +51,7 @@ class MapnikSource:
         return None
 
     def strips(self, chunk: Tile, rows: range = ALL_ROWS) -> Iterator[Pixels]:
-        """Render a chunk, or some rows of its tiles, an image for every three channels, and cut it into strips of tiles.
+        """Render a chunk, or some rows of its tiles, an image for every three channels, and cut it into strips.
 
         Raises:
             StyleError: Mapnik cannot read the style or the features.
@@ -67,8 +67,8 @@ def rendered(
     """The bare Mapnik calls: one chunk as one RGBA image per map, to be used within the `with` block only.
 
     Where some rows of tiles are enough, the image is that of the whole chunk all the same, but only features within
-    `reach_px` of these rows are read and drawn. A smaller image would not do: Mapnik cuts lines off at its edge, and the
-    rounding there shows all along the line.
+    `reach_px` of these rows are read and drawn. A smaller image would not do: Mapnik cuts lines off at its edge, and
+    the rounding there shows all along the line.
     """
     west, south, east, north = chunk.mercator_box
     px = (north - south) / CHUNK_PX
@@ -100,7 +100,7 @@ def rendered(
 
 
 def cut_into_strips(images: Sequence[mapnik.Image], n_channels: int, rows: range = ALL_ROWS) -> Iterator[Pixels]:
-    """Cut rows of a chunk's RGBA images into strips of tiles, uint8 `[16, 256, 256, C]`: red, green, blue of one, of the next.
+    """Cut rows of a chunk's RGBA images into strips, uint8 `[16, 256, 256, C]`: red, green, blue of one, of the next.
 
     Tile by tile and into the same memory, so that the copies stay in the processor's cache; channel by channel, because
     numpy copies runs of three bytes at less than half that speed. Tiles of one colour, of which most regions have many

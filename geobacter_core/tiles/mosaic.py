@@ -137,6 +137,15 @@ def _reduced_tile(tile: Pixels, side: int) -> Pixels:
     return resized.reshape(side, side, tile.shape[-1])  # OpenCV drops a channel axis of one
 
 
+class _Entry:
+    """What is known of a chunk or a strip, and the lock of who finds out more."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.mosaics: dict[int, Mosaic] = {}
+        self.n_bytes = 0
+
+
 class ChunkMemory:
     """The chunks and strips that were used last, decoded, of any number of caches, up to so many bytes; thread-safe."""
 
@@ -144,7 +153,7 @@ class ChunkMemory:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
         self._lock = threading.Lock()
-        self._chunks: OrderedDict[tuple[Path, Tile, range], dict[int, Mosaic]] = OrderedDict()
+        self._entries: OrderedDict[tuple[Path, Tile, range], _Entry] = OrderedDict()
 
     def mosaic(
         self, cache: TileCache, chunk: Tile, reduction: int, wanted: Collection[int] = (), rows: range = ALL_ROWS
@@ -161,20 +170,22 @@ class ChunkMemory:
         Raises:
             TileCacheError: The chunk is not in the cache, missing or damaged.
         """
+        key = cache.folder, chunk, rows
         with self._lock:
-            key = cache.folder, chunk, rows
-            known = self._chunks.get(key, {})
-            if reduction not in known:
-                new = {reduction, *wanted} - known.keys()
+            entry = self._entries.setdefault(key, _Entry())
+            self._entries.move_to_end(key)
+        with entry.lock:
+            if reduction not in entry.mosaics:
+                new = {reduction, *wanted} - entry.mosaics.keys()
                 made = mosaics(cache.map_strips(chunk, partial(in_groups, reductions=new), rows))
-                known.update(made)
-                self._chunks[key] = known
-                self.used_bytes += _n_bytes(made)
-            self._chunks.move_to_end(key)
-            while self.used_bytes > self.budget_bytes and len(self._chunks) > 1:
-                self.used_bytes -= _n_bytes(self._chunks.popitem(last=False)[1])
-            return known[reduction]
+                entry.mosaics.update(made)
+                self._account(key, entry, sum(mosaic.n_bytes for mosaic in made.values()))
+            return entry.mosaics[reduction]
 
-
-def _n_bytes(known: Mapping[int, Mosaic]) -> int:
-    return sum(mosaic.n_bytes for mosaic in known.values())
+    def _account(self, key: tuple[Path, Tile, range], entry: _Entry, n_bytes: int) -> None:
+        with self._lock:
+            if self._entries.get(key) is entry:  # else it was forgotten meanwhile
+                entry.n_bytes += n_bytes
+                self.used_bytes += n_bytes
+            while self.used_bytes > self.budget_bytes and len(self._entries) > 1:
+                self.used_bytes -= self._entries.popitem(last=False)[1].n_bytes

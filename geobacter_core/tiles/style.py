@@ -110,7 +110,7 @@ class Style:
 
     @property
     def is_local(self) -> bool:
-        """Whether a pixel depends on nothing but the features in its reach, so that strips can be drawn by themselves."""
+        """Whether a pixel depends on the features in its reach alone, so that strips can be drawn by themselves."""
         return not any(_LOOKS_AROUND.search(xml) for xml in self.maps)
 
     @property

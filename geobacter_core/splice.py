@@ -1,11 +1,12 @@
-"""Parquet files of which some row groups are taken over from another file, as bytes: nothing is decoded.
+"""Parquet files put together from row groups of others, as bytes: nothing is decoded.
 
 pyarrow cannot do that, but all that is needed is a footer with other offsets. It is Thrift's compact protocol; what
 stands in it is copied field by field, known or not (https://parquet.apache.org/docs/file-format/metadata/).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,55 +35,49 @@ _Struct = dict[int, tuple[int, Any]]
 """Type and value of each field, in their order. The value of a list is the type of its items and the items."""
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    """A Parquet file's bytes and its footer."""
-
-    data: bytes
-    footer: _Struct
-
-    @classmethod
-    def read(cls, path: Path) -> "_File":
-        data = path.read_bytes()
-        length = int.from_bytes(data[-_TAIL_BYTES : -len(_MAGIC)], "little")
-        footer = data[-_TAIL_BYTES - length : -_TAIL_BYTES]
-        return cls(data, _read(TCompactProtocol(TMemoryBuffer(footer)), TType.STRUCT))
-
-    @property
-    def row_groups(self) -> list[_Struct]:
-        groups: list[_Struct] = self.footer[_ROW_GROUPS][1][1]
-        return groups
-
-
-def splice(target: Path, base: Path, pieces: Path, rows: Sequence[int]) -> None:
-    """Write `base` with some of its row groups replaced by those of another file of the same columns.
+def splice(target: Path, template: Path, groups: Iterable[tuple[Path, int]]) -> None:
+    """Write a Parquet file of row groups of others.
 
     Args:
         target: The file to write.
-        base: The file whose other row groups are taken over.
-        pieces: The row groups that take their place; the new file's metadata is also of this one.
-        rows: Which row groups of `base` those of `pieces` replace, ascending.
+        template: A Parquet file whose schema and metadata are wanted; it may be without rows.
+        groups: File and number of each row group, in the order that is wanted. The files have the schema of `template`
+            and neither indexes of pages nor encryption.
     """
-    old, new = _File.read(base), _File.read(pieces)
-    replaced: Mapping[int, _Struct] = dict(zip(rows, new.row_groups, strict=True))
-    groups: list[_Struct] = []
+    footer_of = lru_cache(maxsize=16)(_footer)
+    moved: list[_Struct] = []
     with target.open("wb") as out:
         out.write(_MAGIC)
-        for number, group in enumerate(old.row_groups):
-            file, group = (new, replaced[number]) if number in replaced else (old, group)
+        for path, number in groups:
+            group = _row_groups(footer_of(path))[number]
             begin = group[_GROUP_OFFSET][1]
-            groups.append(_moved(group, out.tell() - begin, number))
-            out.write(file.data[begin : begin + group[_GROUP_BYTES][1]])
-        type_of_list, (type_of_group, _) = new.footer[_ROW_GROUPS]
+            moved.append(_moved(group, out.tell() - begin, len(moved)))
+            with path.open("rb") as data:
+                data.seek(begin)
+                out.write(data.read(group[_GROUP_BYTES][1]))
         footer = {
-            **new.footer,
-            _N_ROWS: (TType.I64, sum(group[_N_GROUP_ROWS][1] for group in groups)),
-            _ROW_GROUPS: (type_of_list, (type_of_group, groups)),
+            **_footer(template),
+            _N_ROWS: (TType.I64, sum(group[_N_GROUP_ROWS][1] for group in moved)),
+            _ROW_GROUPS: (TType.LIST, (TType.STRUCT, moved)),
         }
         buffer = TMemoryBuffer()
-        _write(TCompactProtocol(buffer), TType.STRUCT, footer)
+        _write(TCompactProtocol(buffer), TType.STRUCT, dict(sorted(footer.items())))
         written = buffer.getvalue()
         out.write(written + len(written).to_bytes(4, "little") + _MAGIC)
+
+
+def _footer(path: Path) -> _Struct:
+    with path.open("rb") as data:
+        data.seek(-_TAIL_BYTES, os.SEEK_END)
+        length = int.from_bytes(data.read(_TAIL_BYTES - len(_MAGIC)), "little")
+        data.seek(-_TAIL_BYTES - length, os.SEEK_END)
+        footer: _Struct = _read(TCompactProtocol(TMemoryBuffer(data.read(length))), TType.STRUCT)
+        return footer
+
+
+def _row_groups(footer: _Struct) -> list[_Struct]:
+    groups: list[_Struct] = footer[_ROW_GROUPS][1][1]
+    return groups
 
 
 def _moved(group: _Struct, by: int, number: int) -> _Struct:
@@ -101,7 +96,7 @@ def _moved_column(column: _Struct, by: int) -> _Struct:
     return {**column, _COLUMN_METADATA: (kind, {**metadata, **offsets})}
 
 
-def _read(protocol: TCompactProtocol, kind: int) -> Any:
+def _read(protocol: TCompactProtocol, kind: int) -> Any:  # noqa: ANN401 - whatever Thrift can hold
     if kind == TType.STRUCT:
         found: _Struct = {}
         protocol.readStructBegin()
@@ -118,7 +113,7 @@ def _read(protocol: TCompactProtocol, kind: int) -> Any:
     return getattr(protocol, f"read{_READERS[kind]}")()
 
 
-def _write(protocol: TCompactProtocol, kind: int, value: Any) -> None:
+def _write(protocol: TCompactProtocol, kind: int, value: Any) -> None:  # noqa: ANN401
     if kind == TType.STRUCT:
         protocol.writeStructBegin("")
         for number, (field_kind, field) in value.items():

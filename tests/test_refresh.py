@@ -18,7 +18,9 @@ from geobacter_core.osm.features import build_features, load_features
 from geobacter_core.regions import Region
 from geobacter_core.settings import Settings
 from geobacter_core.tiles.cache import TileCache
+from geobacter_core.tiles.chunk import chunk_file
 from geobacter_core.tiles.inputs import strip_inputs
+from geobacter_core.tiles.mapnik import MapnikSource
 from geobacter_core.tiles.region import build_region
 from geobacter_core.tiles.style import all_keys, load_style
 
@@ -126,6 +128,41 @@ def test_what_the_style_does_not_draw_renders_and_encodes_nothing(helsinki, own,
     assert (tiles.n_rendered, tiles.n_reused) == (0, 2)
     table = embedded(own, versions[0])
     assert (table.was_current, table.n_encoded, table.digest) == (True, 0, before)
+
+
+@pytest.mark.parametrize("style", ["carto", "thematic", "detailed"])
+def test_strips_that_are_drawn_by_themselves_are_those_of_a_whole_chunk(helsinki, first, style):
+    _, files = load_features(first.features_folder("helsinki"))
+    source = MapnikSource(load_style(style), files)
+    whole = np.stack([strip.copy() for strip in source.strips(FULL)])
+    assert whole.std() > 0
+    for rows in (range(3, 4), range(6, 9), range(15, 16)):
+        some = np.stack([strip.copy() for strip in source.strips(FULL, rows)])
+        np.testing.assert_array_equal(some, whole[rows.start : rows.stop])
+
+
+def test_only_the_strips_are_drawn_that_show_the_change(helsinki, own, tmp_path):
+    later = edited(helsinki.pbf, tmp_path / "later.osm.pbf", drop=largest_building(helsinki.pbf))
+    tiles = brought_up_to_date(own, later)
+    assert (tiles.n_rendered, 1 <= tiles.n_strips <= 4) == (1, True)
+    path = chunk_file(own.tiles_folder("helsinki", "carto"), FULL)
+    spliced = path.read_bytes()
+    path.unlink()
+    again = brought_up_to_date(own, later)
+    assert (again.n_strips, again.manifest.digest) == (16, tiles.manifest.digest)
+    assert path.read_bytes() == spliced
+
+
+def test_a_damaged_chunk_is_drawn_as_a_whole(helsinki, own, tmp_path):
+    path = chunk_file(own.tiles_folder("helsinki", "carto"), FULL)
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    path.write_bytes(damaged)
+    later = edited(helsinki.pbf, tmp_path / "later.osm.pbf", drop=largest_building(helsinki.pbf))
+    tiles = brought_up_to_date(own, later)
+    assert (tiles.n_rendered, tiles.n_strips) == (1, 16)
+    scratch = brought_up_to_date(settings_in(tmp_path / "scratch"), later)
+    assert tiles.manifest.digest == scratch.manifest.digest
 
 
 def test_a_strips_input_is_what_is_drawn_in_it(helsinki, first, own, tmp_path):

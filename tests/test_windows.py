@@ -7,7 +7,7 @@ import pytest
 
 from geobacter_core.errors import TileCacheError
 from geobacter_core.geo import CHUNK_PX, Place, Tile, Window, pixel_to_lonlat
-from geobacter_core.tiles.cache import chunk_file
+from geobacter_core.tiles.cache import TileCache, chunk_file
 from geobacter_core.tiles.mosaic import ChunkMemory, in_groups, mosaics, reduced
 from geobacter_core.tiles.window import Views, WindowReader
 
@@ -219,6 +219,27 @@ def test_a_context_shows_the_same_view_of_wider_ground(ramps):
         assert red[32, 31:33].mean() == pytest.approx(128 + 6, abs=1.5)
         assert green[31:33, 32].mean() == pytest.approx(128 - 6, abs=1.5)
         assert red[32, 40] - red[32, 24] == pytest.approx(levels / 4, abs=1.5)
+
+
+@pytest.mark.parametrize("size_px", [32, 64, 256])
+def test_windows_that_are_read_strip_by_strip_are_the_same(helsinki, size_px):
+    lon, lat = places_in(helsinki, 20)
+    views = Views.draw(20, 0.1, np.random.default_rng(0))
+    by_strips = WindowReader(helsinki.cache, SIZE_M, size_px, [450.0, 900.0], by_strips=True)
+    by_chunks = WindowReader(helsinki.cache, SIZE_M, size_px, [450.0, 900.0])
+    for some in (None, views):
+        np.testing.assert_array_equal(by_strips.windows(lon, lat, some), by_chunks.windows(lon, lat, some))
+
+
+def test_one_window_decodes_no_more_strips_than_it_lies_over(helsinki, monkeypatch):
+    read = []
+    original = TileCache.map_strips
+    monkeypatch.setattr(
+        TileCache, "map_strips", lambda cache, *arguments: read.append(arguments[2]) or original(cache, *arguments)
+    )
+    WindowReader(helsinki.cache, SIZE_M, 64, by_strips=True).window(Place(24.944, 60.17))
+    assert 1 <= len(read) <= 3
+    assert {len(rows) for rows in read} == {1}
 
 
 def test_a_reader_and_its_context_share_a_memory(helsinki):

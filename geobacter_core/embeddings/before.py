@@ -133,17 +133,17 @@ class Before:
         return known
 
     def untouched_parts(
-        self, of_cells: str, resolution: int, extent_m: float, size_px: int
+        self, of_parts: str, resolution: int, extent_m: float, size_px: int
     ) -> dict[str, tuple[Part, int]]:
         """Parts that can be taken over as they are, by name, and the numbers of their row groups.
 
         Args:
-            of_cells: What the cells follow from; a table of others has no such parts.
+            of_parts: What cells, and the words in their rows, follow from; a table of others has no such parts.
             resolution: Of the cells.
             extent_m: Side of the widest window, ground metres.
             size_px: Side of the windows in pixels.
         """
-        if self._changed is None or not self.parts or self.metadata.get("of_cells") != of_cells:
+        if self._changed is None or not self.parts or self.metadata.get("of_parts") != of_parts:
             return {}
         finer = min(h3.get_resolution(self.parts[0].name) + _FINER_BY, resolution)
         children = [h3.cell_to_children(part.name, finer) for part in self.parts]

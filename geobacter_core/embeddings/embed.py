@@ -142,12 +142,12 @@ def _made(
     work.mkdir(parents=True, exist_ok=True)
     # How a row follows from its window, whatever the map is: code, style, encoder.
     of_rows = digest_of("rows", VERSION, manifest.style_label, version.digest)
-    of_cells = digest_of("cells", shapely.to_wkt(ground), resolution, coarse_resolution(resolution))
+    of_parts = digest_of("parts", shapely.to_wkt(ground), resolution, coarse_resolution(resolution), version.name)
     before = Before.open(path, of_rows, cache)
     cutter = _Cutter(cache, version, before)
     untouched: dict[str, tuple[Part, int]] = {}
     if before is not None:
-        untouched = before.untouched_parts(of_cells, resolution, version.scales.extent_m, version.size_px)
+        untouched = before.untouched_parts(of_parts, resolution, version.scales.extent_m, version.size_px)
     if before is not None and untouched:
         coarse, n_all = [part.name for part in before.parts], sum(part.n_cells for part in before.parts)
     else:
@@ -183,7 +183,7 @@ def _made(
         "recipe": recipe,
         "replaced": _replaced(path, digest),
         "rows_recipe": of_rows,
-        "of_cells": of_cells,
+        "of_parts": of_parts,
         "digest": digest,
         "region": manifest.region,
         "cell_resolution": resolution,

@@ -79,6 +79,26 @@ def test_earlier_states_are_read_back_whether_the_map_changed_or_the_encoder(sta
     assert read_metadata(path)["replaced"] == results[1].digest
 
 
+def test_a_map_that_comes_back_to_what_it_was_has_a_history_all_the_same(helsinki, versions, tmp_path):
+    """As after vandalism: what was before it can be read back too, and the way there is no circle."""
+    settings = settings_in(tmp_path / "data")
+    path = settings.embeddings_file("helsinki")
+    way = largest_building(helsinki.pbf)
+    edits = [{"retag": (way, {"building": "no", "landuse": "forest"})}, {"drop": way}, {}, {"drop": way}, {}]
+    digests, rows = [], []
+    for day, edit in enumerate(edits, 1):
+        pbf = edited(helsinki.pbf, tmp_path / f"{day}.osm.pbf", **edit, when=f"2020-02-0{day}T04:05:06Z")
+        brought_up_to_date(settings, pbf)
+        digests.append(embedded(settings, versions[0]).digest)
+        rows.append(pq.read_table(path, columns=ROWS))
+    assert digests[1] == digests[3]
+    assert digests[2] == digests[4]
+    assert digests_before(path) == digests[::-1]
+    assert read_back(path, digests[0]).equals(rows[0])
+    assert read_back(path, digests[3]).equals(rows[3])
+    assert latest_changes(path).since[:10] == "2020-02-04"
+
+
 def test_a_state_that_is_not_kept_is_refused_with_those_that_are(states):
     path, _, results = states
     with pytest.raises(EmbeddingsError, match=results[0].digest[:16]):
@@ -92,7 +112,7 @@ def test_what_is_older_than_it_is_kept_is_forgotten(states, tmp_path):
     folder_of(copy).mkdir()
     for file in folder_of(path).iterdir():
         (folder_of(copy) / file.name).write_bytes(file.read_bytes())
-    changed = folder_of(copy) / f"{results[1].digest[:16]}.changes.parquet"
+    (changed,) = folder_of(copy).glob(f"*-{results[1].digest[:16]}.changes.parquet")
     os.utime(changed, (time.time() - 91 * 86400,) * 2)
     assert forget(copy) == 1
     assert digests_before(copy) == [results[2].digest, results[1].digest]
@@ -103,7 +123,7 @@ def test_damaged_history_is_named_and_costs_nothing_else(states, tmp_path):
     copy = tmp_path / path.name
     copy.write_bytes(path.read_bytes())
     folder_of(copy).mkdir()
-    (folder_of(copy) / f"{results[2].digest[:16]}.changes.parquet").write_bytes(b"PAR1 nonsense")
+    (folder_of(copy) / f"000001-{results[2].digest[:16]}.changes.parquet").write_bytes(b"PAR1 nonsense")
     with pytest.raises(EmbeddingsError, match=r"changes.parquet is damaged.*only history is lost"):
         digests_before(copy)
     assert len(read_table(copy)) == results[2].n_cells

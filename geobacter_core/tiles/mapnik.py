@@ -20,6 +20,7 @@ from geobacter_core.tiles.style import Style
 
 _spare: list[mapnik.Image] = []
 """Images of a chunk's size that are not in use: to come by the 64 MiB of a new one takes longer than to draw on it."""
+_MAX_STEP = 4
 _WORLD = mapnik.Box2d(-WORLD_M / 2, -WORLD_M / 2, WORLD_M / 2, WORLD_M / 2)
 
 
@@ -50,14 +51,17 @@ class MapnikSource:
         """As many as there are processors."""
         return None
 
-    def strips(self, chunk: Tile, rows: range = ALL_ROWS) -> Iterator[Pixels]:
+    def strips(self, chunk: Tile, rows: Sequence[int] = ALL_ROWS) -> Iterator[Pixels]:
         """Render a chunk, or some rows of its tiles, an image for every three channels, and cut it into strips.
 
         Raises:
             StyleError: Mapnik cannot read the style or the features.
         """
-        with rendered(_open_maps(self.style, self.features), chunk, rows, self.style.reach_px) as images:
-            yield from cut_into_strips(images, self.n_channels, rows)
+        maps = _open_maps(self.style, self.features)
+        for some in _near_each_other(rows):
+            around = range(some[0], some[-1] + 1)
+            with rendered(maps, chunk, around, self.style.reach_px) as images:
+                yield from cut_into_strips(images, self.n_channels, some)
 
 
 @contextmanager
@@ -99,7 +103,18 @@ def rendered(
         _spare.extend(images)
 
 
-def cut_into_strips(images: Sequence[mapnik.Image], n_channels: int, rows: range = ALL_ROWS) -> Iterator[Pixels]:
+def _near_each_other(rows: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Rows, ascending, that are rendered in one call: to draw a few rows in between costs less than another call."""
+    first = 0
+    for index in range(1, len(rows) + 1):
+        if index == len(rows) or rows[index] - rows[index - 1] > _MAX_STEP:
+            yield rows[first:index]
+            first = index
+
+
+def cut_into_strips(
+    images: Sequence[mapnik.Image], n_channels: int, rows: Sequence[int] = ALL_ROWS
+) -> Iterator[Pixels]:
     """Cut rows of a chunk's RGBA images into strips, uint8 `[16, 256, 256, C]`: red, green, blue of one, of the next.
 
     Tile by tile and into the same memory, so that the copies stay in the processor's cache; channel by channel, because

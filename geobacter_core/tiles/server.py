@@ -7,7 +7,7 @@ again, after a pause that grows, or the one that the server asks for; then the c
 import asyncio
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -89,8 +89,8 @@ class ServerSource:
         """One: the server's load is bounded by its connections."""
         return 1
 
-    def strips(self, chunk: Tile, rows: range = ALL_ROWS) -> Iterator[Pixels]:
-        """The tiles of a chunk in strips, uint8 `[16, 256, 256, 3]`.
+    def strips(self, chunk: Tile, rows: Sequence[int] = ALL_ROWS) -> Iterator[Pixels]:
+        """Rows of a chunk's tiles in strips, uint8 `[16, 256, 256, 3]`.
 
         Raises:
             TileServerError: A tile could not be had.
@@ -114,7 +114,7 @@ class ServerSource:
         self._n_lost_chunks = 0
         yield from tiles
 
-    async def _fetch(self, chunk: Tile, rows: range) -> Pixels:
+    async def _fetch(self, chunk: Tile, rows: Sequence[int]) -> Pixels:
         tiles = np.empty((len(rows), CHUNK_TILES, TILE_PX, TILE_PX, 3), np.uint8)
         n_connections = self.settings.connections
         turns = asyncio.Semaphore(n_connections)
@@ -127,7 +127,7 @@ class ServerSource:
 
             async def fetch(column: int, row: int) -> None:
                 tile = Tile(TILE_ZOOM, chunk.x * CHUNK_TILES + column, chunk.y * CHUNK_TILES + row)
-                tiles[row - rows.start, column] = await self._tile(session, turns, tile)
+                tiles[rows.index(row), column] = await self._tile(session, turns, tile)
 
             # The first tile that cannot be had ends the others: the chunk is lost either way.
             async with asyncio.TaskGroup() as group:

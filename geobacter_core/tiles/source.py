@@ -1,6 +1,6 @@
 """What every tile source offers: the tiles of one chunk."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -29,8 +29,8 @@ class TileSource(Protocol):
     def max_processes(self) -> int | None:
         """How many processes of one build may use it at once; None for as many as there are processors."""
 
-    def strips(self, chunk: Tile, rows: range = ALL_ROWS) -> Iterator[Pixels]:
-        """The tiles of a chunk in strips from north to south, each uint8 `[16, 256, 256, C]` from west to east.
+    def strips(self, chunk: Tile, rows: Sequence[int] = ALL_ROWS) -> Iterator[Pixels]:
+        """Rows of a chunk's tiles in strips from north to south, each uint8 `[16, 256, 256, C]` from west to east.
 
         A strip is valid until the next one is asked for. Each is the same whichever others are asked for.
         """

@@ -21,7 +21,15 @@ from osmium.replication.server import OsmosisState, ReplicationServer
 from geobacter_core.errors import DownloadError, ExtractError
 from geobacter_core.files import only_one, remove_temporaries, temporary_beside, written_aside
 from geobacter_core.osm.cut import cut_to_region
-from geobacter_core.osm.extract import Extract, adopt, fetch_extract, load_extract, present_extract, where
+from geobacter_core.osm.extract import (
+    Extract,
+    adopt,
+    fetch_extract,
+    known_extract,
+    load_extract,
+    present_extract,
+    where,
+)
 from geobacter_core.regions import Region, parse_source
 from geobacter_core.settings import redacted, without_secrets
 
@@ -124,7 +132,7 @@ def pending_changes(region: Region, folder: Path) -> Pending | None:
     Raises:
         DownloadError: The server does not answer as it should.
     """
-    present = present_extract(region, folder)
+    present = known_extract(region, folder)
     address = None if present is None else _address(region, present)
     if present is None or address is None or present.replication_sequence is None:
         return None

@@ -211,12 +211,17 @@ def adopt(candidate: Path, region: Region, folder: Path, scratch: Path, origin_s
 
 def present_extract(region: Region, folder: Path) -> Extract | None:
     """The extract in `folder`, if it is whole, of this version, and of the region as it is defined today."""
+    present = known_extract(region, folder)
+    return present if present is not None and sha256_of_file(folder / present.file) == present.sha256 else None
+
+
+def known_extract(region: Region, folder: Path) -> Extract | None:
+    """As `present_extract`, but the file is not read."""
     try:
-        present, path = load_extract(folder)
+        present, _ = load_extract(folder)
     except ExtractError:
         return None
-    is_wanted = present.version == VERSION and present.is_of(region)
-    return present if is_wanted and sha256_of_file(path) == present.sha256 else None
+    return present if present.version == VERSION and present.is_of(region) else None
 
 
 def _has_come_from(folder: Path, present: Extract, published: Published) -> bool:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from geobacter_core.embeddings.embed import EmbedResult
     from geobacter_core.encoder.version import Encoder
 
-NEAR = (0, 1, 10, 100, 1000, 4000)
+NEAR = (0, 1, 10, 100, 500, 1000, 4000)
 SCATTERED = (3, 10, 30)
 
 

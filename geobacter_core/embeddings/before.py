@@ -26,6 +26,8 @@ from geobacter_core.tiles.window import Scales
 _DIGEST_BYTES = 32
 _FINER_BY = 2
 """Whether a coarse cell is touched is asked of its descendants: it may stick out far where nothing has changed."""
+_FEW = 32
+"""With fewer than one tile in so many changed, windows are read strip by strip."""
 _RECIPE = b"geobacter:recipe"
 _TABLE = b"geobacter:table"
 _Tiles = dict[tuple[int, int], dict[str, Any]]
@@ -84,9 +86,9 @@ class Before:
             raise ValueError("it does not have the parts that it lists")
 
     @property
-    def knows_tiles(self) -> bool:
-        """Whether it is known which tiles have changed, and so which cells need to be looked at."""
-        return self._changed is not None
+    def needs_few_windows(self) -> bool:
+        """Whether so few tiles have changed that it is faster to decode no others than those under their windows."""
+        return self._changed is not None and _FEW * len(self._changed) < self._cache.manifest.n_tiles
 
     @classmethod
     def open(cls, path: Path, of_rows: str, cache: TileCache) -> "Before | None":

@@ -308,13 +308,12 @@ class _Cutter:
     """Cuts windows, and finds out which are not those of the table before."""
 
     def __init__(self, cache: TileCache, version: EncoderVersion, before: Before | None) -> None:
-        # A refresh needs few windows.
         self._reader = WindowReader(
             cache,
             version.size_m,
             version.size_px,
             version.scales.wider_m,
-            by_strips=before is not None and before.knows_tiles,
+            by_strips=before is not None and before.needs_few_windows,
         )
         self._version = version
         self._before = before

@@ -257,6 +257,7 @@ def web_address(region: Region) -> tuple[str, dict[str, str]] | None:
     from pyrosm.data import search_source
 
     try:
+        _check_catalogue(scheme, name)
         return str(search_source(name.lower())["url"]), {}
     except ValueError as problem:
         raise _unknown(region, problem) from None
@@ -280,7 +281,7 @@ def _resolve(region: Region, scratch: Path) -> Path:
             raise ExtractError(f"{where(region)}: there is no such file. Correct `extract` in regions.toml.")
         return path
     # pyrosm's catalogue modules take a while to import, and local files do not need them.
-    from pyrosm.data import get_data, sources
+    from pyrosm.data import get_data
     from pyrosm.exceptions import DownloadError as PyrosmDownloadError
     from pyrosm.utils.download import download
 
@@ -290,9 +291,7 @@ def _resolve(region: Region, scratch: Path) -> Path:
             return Path(
                 download(url=url, filename="web.osm.pbf", update=True, target_dir=str(scratch), headers=headers)
             )
-        is_city = name.lower() in {city.lower() for city in sources.available["cities"]}
-        if scheme in CATALOGUES[1:] and is_city != (scheme == "bbbike"):
-            raise ValueError(f"{scheme} has no extract '{name}'.")
+        _check_catalogue(scheme, name)
         return Path(get_data(name, update=True, directory=str(scratch)))
     except (OSError, PyrosmDownloadError) as problem:
         raise DownloadError(
@@ -301,6 +300,15 @@ def _resolve(region: Region, scratch: Path) -> Path:
         ) from None
     except ValueError as problem:
         raise _unknown(region, problem) from None
+
+
+def _check_catalogue(scheme: str, name: str) -> None:
+    """Refuse a name that pyrosm knows, but from another publisher than the region names."""
+    from pyrosm.data import sources
+
+    is_city = name.lower() in {city.lower() for city in sources.available["cities"]}
+    if scheme in CATALOGUES[1:] and is_city != (scheme == "bbbike"):
+        raise ValueError(f"{scheme} has no extract '{name}'.")
 
 
 def _unknown(region: Region, problem: ValueError) -> ExtractError:

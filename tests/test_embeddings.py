@@ -183,7 +183,8 @@ def cut_in_half(data):
 
 
 def flip_a_byte_of_the_rows(data):
-    return data[:20_000] + bytes([data[20_000] ^ 0xFF]) + data[20_001:]
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
 
 
 @pytest.mark.parametrize("damage", [cut_in_half, flip_a_byte_of_the_rows, lambda data: b"", lambda data: b"<html>"])

@@ -37,16 +37,19 @@ from geobacter_core.errors import EmbeddingsError
 from geobacter_core.files import digest_of, n_processors, only_one, remove_temporaries, written_aside
 from geobacter_core.geo import Cells, cells_of, cells_within, coarse_cells, coarse_resolution
 from geobacter_core.tiles.cache import TileCache
+from geobacter_core.tiles.mosaic import ChunkMemory
 from geobacter_core.tiles.source import Pixels
 from geobacter_core.tiles.window import WindowReader
 
-VERSION = "4"
+VERSION = "5"
 """Raise when the same tiles and encoder would give another table."""
 
 _SLICE = 64
 _AHEAD = 2
 """So many slices and batches a thread are under way."""
 _REMEMBERED_WINDOWS = 200_000
+_MEMORY_BYTES = 1 << 30
+"""Of decoded chunks: coarse cells lie across them, and with four chunks each of them would be decoded twice or more."""
 _NO_CELLS = Cells(np.empty(0, np.uint64), np.empty(0), np.empty(0))
 _log = logging.getLogger(__name__)
 
@@ -313,6 +316,7 @@ class _Cutter:
             version.size_m,
             version.size_px,
             version.scales.wider_m,
+            ChunkMemory(_MEMORY_BYTES),
             by_strips=before is not None and before.needs_few_windows,
         )
         self._version = version

@@ -1,11 +1,13 @@
 """The networks: from uint8 windows to vectors of length 1, by a ResNet of torchvision or a small one."""
 
+import copy
 import hashlib
 from dataclasses import dataclass
 
 import torch
 import torchvision
 from torch import nn
+from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
 from torchvision.models.resnet import BasicBlock
 
@@ -256,6 +258,13 @@ def random_network(spec: NetworkSpec, seed: int) -> EncoderNetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return EncoderNetwork(spec).to(memory_format=torch.channels_last)
+
+
+def for_inference(network: EncoderNetwork) -> EncoderNetwork:
+    """The same network with its batch normalisations folded into the convolutions before them; it cannot be trained."""
+    faster = copy.deepcopy(network.eval())
+    faster.backbone = fuse(faster.backbone).to(memory_format=torch.channels_last)
+    return faster
 
 
 def untrained_like(network: EncoderNetwork, seed: int) -> EncoderNetwork:

@@ -19,7 +19,14 @@ from mlflow.models import Model
 from geobacter_core.encoder.card import MODEL_CARD, description_of, with_evaluation
 from geobacter_core.encoder.device import batch_size, best_device
 from geobacter_core.encoder.evaluate import Embeddings
-from geobacter_core.encoder.network import EncoderNetwork, embed, random_network, untrained_like, weights_digest
+from geobacter_core.encoder.network import (
+    EncoderNetwork,
+    embed,
+    for_inference,
+    random_network,
+    untrained_like,
+    weights_digest,
+)
 from geobacter_core.encoder.store import Store
 from geobacter_core.encoder.version import MODEL_NAME, Encoder, EncoderVersion, version_of
 from geobacter_core.errors import EncoderError, RegistryError
@@ -269,7 +276,7 @@ def _version(found: ModelVersion) -> EncoderVersion:
 def ready(version: EncoderVersion, network: EncoderNetwork) -> Encoder:
     """A network as an encoder, on the device that suits best."""
     device = best_device()
-    network.eval().to(device)
+    network = for_inference(network).to(device)
     size = batch_size(device)
     return Encoder(version, lambda windows: _in_batches(network, windows, size, device), size)
 

@@ -67,3 +67,7 @@ class RegistryError(GeobacterError):
 
 class EmbeddingsError(GeobacterError):
     """An embedding table is missing, damaged, or cannot be made."""
+
+
+class ApiSettingsError(GeobacterError):
+    """The HTTP API cannot be served with these settings."""

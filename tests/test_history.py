@@ -7,8 +7,10 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import shapely
 from test_refresh import brought_up_to_date, edited, embedded, largest_building, settings_in
 
+from geobacter_core.embeddings.embed import embed_region
 from geobacter_core.embeddings.history import (
     COLUMNS,
     digests_before,
@@ -66,7 +68,7 @@ def test_a_refresh_says_where_the_region_changed_and_how_much(states, helsinki, 
     untouched = np.setdiff1d(np.arange(len(after)), at)
     np.testing.assert_array_equal(before.embeddings[untouched], after.embeddings[untouched])
     (file,) = folder_of(path).iterdir()
-    assert list(COLUMNS) == schema(32).names == pq.read_schema(file).names
+    assert list(COLUMNS) == schema().names == pq.read_schema(file).names
 
 
 def test_earlier_states_are_read_back_whether_the_map_changed_or_the_encoder(states):
@@ -127,3 +129,26 @@ def test_damaged_history_is_named_and_costs_nothing_else(states, tmp_path):
     with pytest.raises(EmbeddingsError, match=r"changes.parquet is damaged.*only history is lost"):
         digests_before(copy)
     assert len(read_table(copy)) == results[2].n_cells
+
+
+def test_a_region_that_grows_has_new_cells_and_can_be_read_back(helsinki, versions, tmp_path):
+    from geobacter_core.encoder.registry import Registry
+
+    settings, ground = settings_in(tmp_path / "data"), helsinki.extract.ground
+    path = settings.embeddings_file("helsinki")
+    west, south, east, north = ground.bounds
+
+    load = Registry(helsinki.settings).load
+
+    def made(part):
+        return embed_region(path, helsinki.cache, part, 10, versions[0], load)
+
+    small = made(shapely.box(west, south, (west + east) / 2, north))
+    before = pq.read_table(path)
+    whole = made(ground)
+    assert 0 < small.n_cells < whole.n_cells
+    changes = latest_changes(path)
+    assert len(changes) == whole.n_moved == whole.n_cells - small.n_cells
+    assert set(changes.cause) == {"new"}
+    assert np.isnan(changes.distance).all()
+    assert read_back(path, small.digest).equals(before.select(ROWS))

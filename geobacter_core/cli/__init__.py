@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from geobacter_core.cli import encoder, regions, samples, tiles
 from geobacter_core.cli.common import CONTEXT, examples, told
+from geobacter_core.cli.serve import serve
 from geobacter_core.errors import GeobacterError
 
 
@@ -45,6 +46,7 @@ app.add_typer(regions.app, name="regions")
 app.add_typer(tiles.app, name="tiles")
 app.add_typer(samples.app, name="samples")
 app.add_typer(encoder.app, name="encoder")
+app.command("serve", context_settings=CONTEXT, epilog=examples("geobacter serve", "geobacter serve --port 8080"))(serve)
 
 
 class _ToStderr(logging.Handler):

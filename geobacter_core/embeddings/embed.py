@@ -181,7 +181,7 @@ def _made(
     n_moved = 0
     if before is not None:
         changes = [file for written, _ in groups if (file := _changes_of(written)).exists()]
-        n_moved = write_changes(path, changes, version.embedding_dim, before.metadata, digest)
+        n_moved = write_changes(path, changes, before.metadata, digest)
     metadata = {
         "recipe": recipe,
         "replaced": _replaced(path, digest),

@@ -34,14 +34,15 @@ _DAY_S = 86400.0
 _log = logging.getLogger(__name__)
 
 
-def schema(embedding_dim: int) -> pa.Schema:
+def schema() -> pa.Schema:
     """Columns of a change table: what is of the row before is null for a cell that the table did not have."""
     return pa.schema(
         [
             pa.field("cell", pa.string(), nullable=False),
             pa.field("distance", pa.float32()),
             pa.field("cause", pa.string(), nullable=False),
-            pa.field("embedding_before", pa.list_(pa.field("element", pa.float32()), embedding_dim)),
+            # Not of a fixed size: where some of those are null, Arrow writes a file that it cannot read.
+            pa.field("embedding_before", pa.list_(pa.field("element", pa.float32()))),
             pa.field("window_digest_before", pa.binary()),
             pa.field("osm_timestamp_before", pa.timestamp("ms", tz="UTC")),
         ]
@@ -91,7 +92,7 @@ def change_rows(
     """Rows of a change table; those of new cells have the cause `new`, and what is said of them before is left out."""
     is_new = np.array([cause == "new" for cause in causes], bool)
     cosine = np.einsum("nd,nd->n", before.astype(np.float64), after.astype(np.float64))
-    columns = schema(before.shape[1])
+    columns = schema()
     known = [None if new else row for new, row in zip(is_new, before, strict=True)]
     return pa.Table.from_arrays(
         [
@@ -111,13 +112,12 @@ def folder_of(path: Path) -> Path:
     return path.with_name("history")
 
 
-def write_changes(path: Path, parts: list[Path], embedding_dim: int, before: Mapping[str, Any], digest: str) -> int:
+def write_changes(path: Path, parts: list[Path], before: Mapping[str, Any], digest: str) -> int:
     """Write what a refresh changed in the table at `path`, which it is about to replace; returns the number of rows.
 
     Args:
         path: The table.
         parts: Change tables in the order of cells.
-        embedding_dim: D.
         before: Metadata of the table before.
         digest: Of the table after.
     """
@@ -126,7 +126,7 @@ def write_changes(path: Path, parts: list[Path], embedding_dim: int, before: Map
     tables = [pq.read_table(part) for part in parts]
     number = 1 + max((number for number, _, _ in _numbered(path)), default=0)
     gone = {"since": before["osm_timestamp"], "digest_before": before["digest"], "digest_after": digest}
-    columns = schema(embedding_dim).with_metadata({"geobacter": json.dumps(gone, sort_keys=True)})
+    columns = schema().with_metadata({"geobacter": json.dumps(gone, sort_keys=True)})
     with (
         written_aside(folder_of(path) / f"{number:06}-{digest[:16]}{_CHANGES}") as temporary,
         pq.ParquetWriter(temporary, columns, compression="zstd", write_page_checksum=True) as writer,

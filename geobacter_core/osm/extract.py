@@ -129,6 +129,14 @@ def load_extract(folder: Path) -> tuple[Extract, Path]:
     return extract, path
 
 
+def load_ground(folder: Path) -> shapely.Geometry | None:
+    """The ground that the extract in `folder` covers, degrees; None where it is not known. The file is not needed."""
+    try:
+        return read_json(folder / _PROVENANCE, Extract, ExtractError, "").ground
+    except ExtractError:
+        return None
+
+
 def extract_problems(folder: Path) -> list[str]:
     """What is wrong with the extract in `folder`: nothing, if the file has the digest that its provenance states."""
     try:

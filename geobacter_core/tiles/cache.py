@@ -138,6 +138,11 @@ class TileCache:
             )
 
     @property
+    def key(self) -> tuple[Path, str]:
+        """The folder, and the digest of what is in it: another one after a refresh."""
+        return self.folder, self.manifest.digest
+
+    @property
     def n_channels(self) -> int:
         """C."""
         return len(self.manifest.channels)

@@ -2,17 +2,15 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import cv2
 import numpy as np
 
 from geobacter_core.geo import CHUNK_PX, CHUNK_TILES, TILE_PX, Tile
-from geobacter_core.tiles.cache import TileCache
-from geobacter_core.tiles.source import ALL_ROWS, Pixels
+from geobacter_core.tiles.source import ALL_ROWS, Chunks, Pixels
 
 GROUP = 4
 """Channels that are kept side by side: OpenCV warps four at once in the time of one."""
@@ -153,24 +151,24 @@ class ChunkMemory:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
         self._lock = threading.Lock()
-        self._entries: OrderedDict[tuple[Path, Tile, range], _Entry] = OrderedDict()
+        self._entries: OrderedDict[tuple[Hashable, Tile, range], _Entry] = OrderedDict()
 
     def mosaic(
-        self, cache: TileCache, chunk: Tile, reduction: int, wanted: Collection[int] = (), rows: range = ALL_ROWS
+        self, cache: Chunks, chunk: Tile, reduction: int, wanted: Collection[int] = (), rows: range = ALL_ROWS
     ) -> Mosaic:
         """A chunk, or one of its strips, from memory or else from its file; one at least is always kept.
 
         Args:
-            cache: The cache that has it.
+            cache: What has it.
             chunk: Which.
             reduction: By which it is wanted now.
             wanted: Other reductions by which it will be: to read a file once for all of them takes little longer.
             rows: All, or one.
 
         Raises:
-            TileCacheError: The chunk is not in the cache, missing or damaged.
+            GeobacterError: The chunk cannot be had.
         """
-        key = cache.folder, chunk, rows
+        key = cache.key, chunk, rows
         with self._lock:
             entry = self._entries.setdefault(key, _Entry())
             self._entries.move_to_end(key)
@@ -182,7 +180,7 @@ class ChunkMemory:
                 self._account(key, entry, sum(mosaic.n_bytes for mosaic in made.values()))
             return entry.mosaics[reduction]
 
-    def _account(self, key: tuple[Path, Tile, range], entry: _Entry, n_bytes: int) -> None:
+    def _account(self, key: tuple[Hashable, Tile, range], entry: _Entry, n_bytes: int) -> None:
         with self._lock:
             if self._entries.get(key) is entry:  # else it was forgotten meanwhile
                 entry.n_bytes += n_bytes

@@ -1,7 +1,8 @@
 """What every tile source offers: the tiles of one chunk."""
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from geobacter_core.geo import CHUNK_TILES, Tile
 
 Pixels = NDArray[np.uint8]
+Result = TypeVar("Result")
 
 ALL_ROWS = range(CHUNK_TILES)
 """Of the strips of a chunk."""
@@ -34,3 +36,42 @@ class TileSource(Protocol):
 
         A strip is valid until the next one is asked for. Each is the same whichever others are asked for.
         """
+
+
+class Chunks(Protocol):
+    """What windows are cut from: chunks, strip by strip, from a tile cache or drawn when they are asked for."""
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for what has the same pixels: decoded chunks are remembered by it."""
+
+    @property
+    def n_channels(self) -> int:
+        """C."""
+
+    def map_strips(self, chunk: Tile, function: Callable[[Pixels], Result], rows: range = ALL_ROWS) -> Iterator[Result]:
+        """What a function gives for each of some strips of a chunk, uint8 `[16, 256, 256, C]`, in their order.
+
+        Raises:
+            GeobacterError: The chunk cannot be had.
+        """
+
+
+class DrawnChunks:
+    """Chunks that a tile source draws when they are asked for: no tile cache is needed, and none is written."""
+
+    def __init__(self, source: TileSource, key: Hashable) -> None:
+        """Draw with `source`; `key` tells its pixels from those of others."""
+        self._source = source
+        self._lock = threading.Lock()
+        self.key = key
+
+    @property
+    def n_channels(self) -> int:
+        """C."""
+        return self._source.n_channels
+
+    def map_strips(self, chunk: Tile, function: Callable[[Pixels], Result], rows: range = ALL_ROWS) -> Iterator[Result]:
+        """As `Chunks`; one chunk is drawn after the other, since sources keep what they draw with open."""
+        with self._lock:
+            yield from [function(strip) for strip in self._source.strips(chunk, rows)]

@@ -25,9 +25,9 @@ from geobacter_core.geo import (
     lonlat_to_pixel,
     window_half_px,
 )
-from geobacter_core.tiles.cache import WINDOW_MARGIN_M, TileCache
+from geobacter_core.tiles.cache import WINDOW_MARGIN_M
 from geobacter_core.tiles.mosaic import GROUP, ChunkMemory, block_px, blocks_per_side, n_groups
-from geobacter_core.tiles.source import Pixels
+from geobacter_core.tiles.source import Chunks, Pixels
 
 _CHUNKS_IN_MEMORY = 4
 """As many as a window can touch: at one's corner, places in a row would otherwise decode them over and over."""
@@ -138,7 +138,7 @@ class WindowReader:
 
     def __init__(
         self,
-        cache: TileCache,
+        cache: Chunks,
         size_m: float,
         size_px: int,
         wider_m: Sequence[float] = (),

@@ -1,0 +1,477 @@
+"""The operations of the API. Each takes the snapshot of the moment, and stays with it to its answer."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+import shapely
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import FileResponse
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+
+from geobacter_core.api.batching import Batcher
+from geobacter_core.api.bodies import (
+    ARROW,
+    Json,
+    as_arrow,
+    body_schema,
+    content_type,
+    parsed,
+    places_in,
+    places_of_pairs,
+)
+from geobacter_core.api.maps import MAX_ZOOM, MIN_ZOOM, PAPER, Remembered, png
+from geobacter_core.api.metrics import CONTENT_TYPE, Metrics
+from geobacter_core.api.models import (
+    MAX_PICKED,
+    MAX_STEPS,
+    EmbeddingAnswer,
+    EmbeddingsAnswer,
+    EmbeddingsQuery,
+    HealthAnswer,
+    InterpolationAnswer,
+    K,
+    Lat,
+    Lon,
+    Metres,
+    ModelAnswer,
+    RegionsAnswer,
+    SimilarAnswer,
+    SimilarQuery,
+)
+from geobacter_core.api.problems import ApiError, responses
+from geobacter_core.api.state import ServedRegion, Service, Snapshot
+from geobacter_core.embeddings.mapped import MappedTable
+from geobacter_core.embeddings.places import Places, check_places
+from geobacter_core.embeddings.query import interpolate
+from geobacter_core.embeddings.search import Hit, Near, nearest, unit
+from geobacter_core.encoder.evaluate import Embeddings
+from geobacter_core.errors import PlaceError
+from geobacter_core.geo import Floats, Place, Tile, ground_distance_m
+from geobacter_core.plots.colours import to_rgb
+from geobacter_core.tiles.style import load_style
+from geobacter_core.tiles.window import WindowReader
+
+EXPLORER = Path(__file__).parent / "explorer"
+PNG = "image/png"
+_CSP = (
+    "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; connect-src 'self'; "
+    "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_PAIR = r"^-?\d{1,3}(\.\d{1,17})?,-?\d{1,3}(\.\d{1,17})?$"
+_Pair = Annotated[str, Query(pattern=_PAIR, max_length=64, description="lon,lat in degrees", examples=["24.94,60.17"])]
+_OF_BODIES = (400, 404, 408, 413, 415, 422)
+_CACHED = {"Cache-Control": "private, max-age=60"}
+_PLAIN = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _operation(
+    path: str,
+    *answers: type[BaseModel] | str,
+    tag: str = "",
+    problems: Sequence[int] | None = (),
+    body: type[BaseModel] | None = None,
+    may_be_empty: bool = False,
+) -> Callable[[_Method], _Method]:
+    """Mark a method as an operation, with what OpenAPI is to say of it besides its docstring.
+
+    Args:
+        path: Its path.
+        answers: Models of JSON, and media types of anything else, that it answers with.
+        tag: Its group; without one it is not in the document.
+        problems: Statuses that it can fail with besides those of all operations; None where it cannot.
+        body: What a POST brings, which it reads itself.
+        may_be_empty: Whether it can answer 204.
+    """
+    good: dict[str, Any] = {"content": {kind: {"schema": _STREAM} for kind in answers if isinstance(kind, str)}}
+    models = [kind for kind in answers if not isinstance(kind, str)]
+    if models:
+        good["model"] = models[0]
+    documented: dict[int | str, dict[str, Any]] = {200: good}
+    if may_be_empty:
+        documented[204] = {"description": "There is nothing to see"}
+    if problems is not None:
+        documented |= responses(*problems)
+
+    def mark(method: _Method) -> _Method:
+        method._route = {  # type: ignore[attr-defined]
+            "path": path,
+            "methods": ["GET" if body is None else "POST"],
+            "responses": documented,
+            "response_class": Json if models else Response,
+            "tags": [tag],
+            "summary": (method.__doc__ or "").rstrip("."),
+            "description": " ",
+            "include_in_schema": bool(tag),
+            "openapi_extra": None if body is None else {"requestBody": body_schema(body, is_arrow=ARROW in answers)},
+        }
+        return method
+
+    return mark
+
+
+_STREAM = {"type": "string", "format": "binary"}
+
+
+class Routes:
+    """The operations, and what they are answered from."""
+
+    def __init__(self, service: Service, batcher: Batcher, metrics: Metrics) -> None:
+        """Answer from `service`, with `batcher` for what has to be embedded."""
+        self._service = service
+        self._batcher = batcher
+        self._metrics = metrics
+        self._tiles = Remembered()
+
+    def router(self) -> APIRouter:
+        """The routes to these operations."""
+        router = APIRouter()
+        for name, method in vars(type(self)).items():
+            if hasattr(method, "_route"):
+                router.add_api_route(endpoint=getattr(self, name), response_model=None, **method._route)
+        return router
+
+    # The server and what it has.
+
+    @_operation("/")
+    async def explorer(self) -> Response:
+        """The explorer."""
+        return FileResponse(EXPLORER / "index.html", headers={"Content-Security-Policy": _CSP, **_PLAIN})
+
+    @_operation("/favicon.ico")
+    async def favicon(self) -> Response:
+        """Its icon."""
+        return FileResponse(EXPLORER / "favicon.svg", media_type="image/svg+xml")
+
+    @_operation("/health", HealthAnswer, tag="server", problems=None)
+    async def health(self) -> Response:
+        """Does the process run?"""
+        return Json({"status": "ok"})
+
+    @_operation("/ready", HealthAnswer, tag="server")
+    async def ready(self) -> Response:
+        """Can it answer?"""
+        self._snapshot.ready()
+        return Json({"status": "ok"})
+
+    @_operation("/metrics", "text/plain", tag="server")
+    async def metrics(self) -> Response:
+        """Figures for Prometheus."""
+        return Response(self._metrics.text(), media_type=CONTENT_TYPE)
+
+    @_operation("/regions", RegionsAnswer, tag="what there is")
+    async def regions(self) -> Response:
+        """The regions that are served."""
+        return Json({"regions": [_of_region(served) for served in self._snapshot.regions.values()]})
+
+    @_operation("/model", ModelAnswer, tag="what there is")
+    async def model(self) -> Response:
+        """The encoder that answers."""
+        version = self._snapshot.ready().encoder.version
+        return Json(
+            {
+                "name": version.name,
+                "version": version.version,
+                "digest": version.digest,
+                "style": version.style_label,
+                "size_m": version.size_m,
+                "context_m": version.context_m,
+                "surroundings_m": version.surroundings_m,
+                "size_px": version.size_px,
+                "embedding_dim": version.embedding_dim,
+                "network": version.network,
+            }
+        )
+
+    # Embeddings.
+
+    @_operation("/embeddings", EmbeddingAnswer, tag="embeddings", problems=(404, 422))
+    async def embedding(self, lon: Annotated[Lon, Query()], lat: Annotated[Lat, Query()]) -> Response:
+        """The embedding of a place."""
+        snapshot = self._snapshot
+        places = snapshot.ready()
+        row = await self._embedded(places, np.array([lon]), np.array([lat]))
+        served = snapshot.regions[places.grounds[places.regions_of(np.array([lon]), np.array([lat]))[0]].region]
+        version = places.encoder.version
+        cell = served.cell_at(lon, lat)
+        return Json(
+            {
+                "lon": lon,
+                "lat": lat,
+                "region": served.region.name,
+                "cell": cell,
+                "boundary": served.boundary_at(cell),
+                "encoder": version.name,
+                "version": version.version,
+                "embedding": row[0],
+                "image": _image(lon, lat),
+            }
+        )
+
+    @_operation("/embeddings", EmbeddingsAnswer, ARROW, tag="embeddings", problems=_OF_BODIES, body=EmbeddingsQuery)
+    async def embeddings(self, request: Request) -> Response:
+        """Embeddings of up to 10,000 places: JSON, or by `Accept` an Arrow stream."""
+        places = self._snapshot.ready()
+        lon, lat = await run_in_threadpool(places_in, await request.body(), content_type(request, (ARROW,)))
+        embeddings = await self._embedded(places, lon, lat)
+        version = places.encoder.version
+        if ARROW in request.headers.get("accept", ""):
+            body = await run_in_threadpool(as_arrow, lon, lat, embeddings, version.name)
+            return Response(body, media_type=ARROW)
+        answer = {
+            "encoder": version.name,
+            "version": version.version,
+            "embedding_dim": version.embedding_dim,
+            "embeddings": embeddings,
+        }
+        return await run_in_threadpool(Json, answer)
+
+    # Searches.
+
+    @_operation("/similar", SimilarAnswer, tag="search", problems=(404, 422))
+    async def similar(
+        self,
+        lon: Annotated[Lon, Query()],
+        lat: Annotated[Lat, Query()],
+        k: Annotated[K, Query()] = 10,
+        region: Annotated[list[str] | None, Query(description="where to search; everywhere if absent")] = None,
+        min_distance_m: Annotated[
+            Metres, Query(description="results are so far from each other, and from the place")
+        ] = 0,
+        max_distance_m: Annotated[Metres | None, Query(description="and at most so far from the place")] = None,
+    ) -> Response:
+        """The cells most similar to a place."""
+        places, tables = self._snapshot.tables(region)
+        row = (await self._embedded(places, np.array([lon]), np.array([lat])))[0]
+        near = Near(Place(lon, lat), min_distance_m, max_distance_m)
+        return await self._found(places, tables, row, k, near, min_distance_m)
+
+    @_operation("/similar", SimilarAnswer, tag="search", problems=_OF_BODIES, body=SimilarQuery)
+    async def similar_to(self, request: Request) -> Response:
+        """The cells most similar to an embedding, or to several places."""
+        content_type(request)
+        query = parsed(SimilarQuery, await request.body())
+        places, tables = self._snapshot.tables(query.regions)
+        near = None
+        if query.embedding is not None:
+            vector = np.array(query.embedding, np.float32)
+        else:
+            picked = query.places or []
+            lon, lat = np.array([each.lon for each in picked]), np.array([each.lat for each in picked])
+            vector = (await self._embedded(places, lon, lat)).mean(axis=0)
+            if len(picked) == 1:
+                near = Near(Place(float(lon[0]), float(lat[0])), query.min_distance_m)
+        return await self._found(places, tables, vector, query.k, near, query.min_distance_m)
+
+    @_operation("/interpolate", InterpolationAnswer, tag="search", problems=(404, 422))
+    async def interpolation(
+        self,
+        start: Annotated[_Pair, Query(alias="from")],
+        end: Annotated[_Pair, Query(alias="to")],
+        steps: Annotated[int, Query(ge=2, le=MAX_STEPS)] = 7,
+        region: Annotated[list[str] | None, Query(description="where to search; everywhere if absent")] = None,
+    ) -> Response:
+        """A walk from one place to another, by embeddings."""
+        places, tables = self._snapshot.tables(region)
+        lon, lat = places_of_pairs([start, end])
+        ends = await self._embedded(places, lon, lat)
+
+        def walk() -> list[dict[str, Any]]:
+            ends_at = [nearest(tables, vector, 1)[0] for vector in ends]
+            seen = {hit.table.cell(hit.row) for hit in ends_at}
+            walked: list[dict[str, Any]] = []
+            for number, vector in enumerate(interpolate(ends[0], ends[1], steps)):
+                if number in (0, steps - 1):
+                    hit = ends_at[bool(number)]
+                else:  # no cell twice, which is what a walk looks like that stands still
+                    hits = nearest(tables, vector, 1, not_cells=seen)
+                    if not hits:
+                        continue
+                    hit = hits[0]
+                    seen.add(hit.table.cell(hit.row))
+                step = _of_hit(hit, None)
+                del step["ground_m"], step["distance"]
+                walked.append({"t": number / (steps - 1), **step})
+            return walked
+
+        return Json({"encoder": places.encoder.version.name, "steps": await run_in_threadpool(walk)})
+
+    @_operation("/arithmetic", SimilarAnswer, tag="search", problems=(404, 422))
+    async def arithmetic(
+        self,
+        plus: Annotated[list[_Pair], Query(min_length=1, max_length=MAX_PICKED)],
+        minus: Annotated[list[_Pair] | None, Query(max_length=MAX_PICKED)] = None,
+        k: Annotated[K, Query()] = 10,
+        region: Annotated[list[str] | None, Query(description="where to search; everywhere if absent")] = None,
+        min_distance_m: Annotated[Metres, Query(description="results are so far from each other")] = 0,
+    ) -> Response:
+        """The cells most similar to some places and least to others."""
+        places, tables = self._snapshot.tables(region)
+        lon, lat = places_of_pairs([*plus, *(minus or [])])
+        rows = await self._embedded(places, lon, lat)
+        vector = rows[: len(plus)].sum(axis=0) - rows[len(plus) :].sum(axis=0)
+        return await self._found(places, tables, vector, k, None, min_distance_m)
+
+    # Pictures.
+
+    @_operation("/image", PNG, tag="pictures", problems=(404, 422))
+    async def image(
+        self,
+        lon: Annotated[Lon, Query()],
+        lat: Annotated[Lat, Query()],
+        size_px: Annotated[int, Query(ge=16, le=512, description="side of the picture")] = 256,
+        side_m: Annotated[
+            float | None,
+            Query(ge=20, le=900, description="ground metres along a side; by default all that is learnt from"),
+        ] = None,
+    ) -> Response:
+        """The window of a place."""
+        places = self._snapshot.ready()
+        version = places.encoder.version
+        lon_, lat_ = np.array([lon]), np.array([lat])
+        number = _located(places, lon_, lat_)[0]
+        extent_m = side_m or version.context_m or version.size_m
+
+        def draw() -> bytes:
+            reader = WindowReader(places.grounds[number].chunks, extent_m, size_px, memory=places.memory)
+            window = np.moveaxis(reader.windows(lon_, lat_)[0], 0, -1)
+            return png(to_rgb(window, _channels(places)))
+
+        return Response(await run_in_threadpool(draw), media_type="image/png", headers=_CACHED)
+
+    @_operation("/tile/{z}/{x}/{y}.png", PNG, tag="pictures", problems=(404, 422), may_be_empty=True)
+    async def tile(self, z: int, x: int, y: int) -> Response:
+        """A tile of the base map."""
+        tile = _tile(z, x, y, MIN_ZOOM)
+        regions = self._snapshot.regions.values()
+        box = tile.polygon
+        maps = [
+            served.base_map for served in regions if served.base_map is not None and served.geometry.intersects(box)
+        ]
+        if not maps:
+            return Response(status_code=204, headers=_CACHED)
+
+        def draw() -> bytes:
+            pixels = maps[0].draw(tile)
+            for other in maps[1:]:
+                drawn = other.draw(tile)
+                is_drawn = (drawn != np.array(PAPER, np.uint8)).any(axis=2)
+                pixels[is_drawn] = drawn[is_drawn]
+            return png(pixels)
+
+        key = ("map", tile, *(id(each) for each in maps))
+        return _picture(await run_in_threadpool(self._tiles.get, key, draw))
+
+    @_operation("/cells/{region}/{z}/{x}/{y}.png", PNG, tag="pictures", problems=(404, 422), may_be_empty=True)
+    async def cells(self, region: str, z: int, x: int, y: int) -> Response:
+        """Cells in the colours of their embeddings."""
+        tile = _tile(z, x, y, 0)
+        served = self._snapshot.regions.get(region)
+        if served is None:
+            raise ApiError(404, f"There is no region '{region[:64]}'. Known are: {', '.join(self._snapshot.regions)}.")
+        cell_map = served.cell_map
+        if cell_map is None or not served.geometry.intersects(tile.polygon):
+            return Response(status_code=204, headers=_CACHED)
+
+        def draw() -> bytes | None:
+            pixels = cell_map.draw(tile)
+            return None if pixels is None else png(pixels)
+
+        key = ("cells", region, cell_map.table.digest, tile)
+        return _picture(await run_in_threadpool(self._tiles.get, key, draw))
+
+    # What they share.
+
+    @property
+    def _snapshot(self) -> Snapshot:
+        return self._service.snapshot
+
+    async def _embedded(self, places: Places, lon: Floats, lat: Floats) -> Embeddings:
+        _located(places, lon, lat)
+        return await self._batcher.embed(places, lon, lat)
+
+    async def _found(
+        self,
+        places: Places,
+        tables: list[MappedTable],
+        vector: Embeddings,
+        k: int,
+        near: Near | None,
+        spacing_m: float,
+    ) -> Response:
+        def search() -> list[dict[str, Any]]:
+            place = None if near is None else near.place
+            return [_of_hit(hit, place) for hit in nearest(tables, unit(vector), k, near, spacing_m)]
+
+        return Json({"encoder": places.encoder.version.name, "results": await run_in_threadpool(search)})
+
+
+def _located(places: Places, lon: Floats, lat: Floats) -> list[int]:
+    """The grounds of places.
+
+    Raises:
+        PlaceError: One lies in none.
+    """
+    check_places(lon, lat)
+    regions = places.regions_of(lon, lat)
+    if (regions < 0).any():
+        first = int((regions < 0).argmax())
+        raise PlaceError(places.outside(float(lon[first]), float(lat[first])))
+    return [int(region) for region in regions]
+
+
+def _channels(places: Places) -> tuple[str, ...]:
+
+    return load_style(places.encoder.version.style).channels
+
+
+def _tile(z: int, x: int, y: int, min_zoom: int) -> Tile:
+    if not min_zoom <= z <= MAX_ZOOM or not (0 <= x < 1 << z and 0 <= y < 1 << z):
+        raise ApiError(404, f"There is no tile {z}/{x}/{y}: zooms are {min_zoom} to {MAX_ZOOM}, x and y 0 to 2^z - 1.")
+    return Tile(z, x, y)
+
+
+def _picture(body: bytes | None) -> Response:
+    if body is None:
+        return Response(status_code=204, headers=_CACHED)
+    return Response(body, media_type="image/png", headers=_CACHED)
+
+
+def _image(lon: float, lat: float) -> str:
+    return f"/image?lon={lon:.7f}&lat={lat:.7f}"
+
+
+def _of_hit(hit: Hit, place: Place | None) -> dict[str, Any]:
+    here = hit.place
+    away = None
+    if place is not None:
+        ends = (np.array([each]) for each in (here.lon, here.lat, place.lon, place.lat))
+        away = round(float(ground_distance_m(*ends)[0]), 1)
+    return {
+        "region": hit.table.region,
+        "cell": hit.table.cell(hit.row),
+        "boundary": shapely.get_coordinates(hit.table.geometry(hit.row)).round(7).tolist(),
+        "lon": here.lon,
+        "lat": here.lat,
+        "similarity": hit.similarity,
+        "distance": 1 - hit.similarity,
+        "ground_m": away,
+        "image": _image(here.lon, here.lat),
+    }
+
+
+def _of_region(served: ServedRegion) -> dict[str, Any]:
+    table = served.table
+    return {
+        "name": served.region.name,
+        "bounds": [float(edge) for edge in served.geometry.bounds],
+        "cell_resolution": served.cell_resolution,
+        "n_cells": 0 if table is None else len(table),
+        "osm_timestamp": None if table is None else table.metadata.get("osm_timestamp"),
+        "encoder": None if table is None else table.encoder,
+        "style": served.style,
+        "digest": None if table is None else table.digest,
+    }

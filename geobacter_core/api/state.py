@@ -1,0 +1,286 @@
+"""What is served at a moment, and how it follows the registry and the data folder without dropping a request.
+
+A `Snapshot` never changes: a request that began with one ends with it. A thread looks every few seconds whether the
+champion, a tile cache, a region's features or a table is another, and puts a new snapshot in place of the old one.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import h3
+import numpy as np
+import shapely
+
+from geobacter_core.api.maps import BaseMap, CellMap
+from geobacter_core.api.problems import ApiError
+from geobacter_core.embeddings.mapped import MappedTable, map_table
+from geobacter_core.embeddings.places import Ground, Places, find_ground, style_of
+from geobacter_core.encoder.registry import Registry
+from geobacter_core.encoder.version import Encoder
+from geobacter_core.errors import GeobacterError
+from geobacter_core.geo import Floats
+from geobacter_core.plots.colours import to_rgb
+from geobacter_core.regions import Region, load_regions
+from geobacter_core.settings import Settings
+from geobacter_core.tiles.cache import MANIFEST
+from geobacter_core.tiles.mosaic import ChunkMemory
+from geobacter_core.tiles.source import Pixels
+from geobacter_core.tiles.style import Style, load_style
+from geobacter_core.tiles.window import WindowReader
+
+LOOK_EVERY_S = 10.0
+_MEMORY_BYTES = 512 << 20
+_COLOUR_WINDOW_M, _COLOUR_WINDOW_PX = 200.0, 32
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedRegion:
+    """What there is of a region.
+
+    Attributes:
+        region: Its definition.
+        ground: Its ground and tiles, if it has any in the encoder's style.
+        table: Its embedding table, if it has one.
+        base_map: Draws its features, if it has any.
+        cell_map: Draws its cells, if it has a table.
+        geometry: What it covers, degrees.
+        style: `name/version` of its tiles' style.
+    """
+
+    region: Region
+    geometry: shapely.Geometry
+    style: str
+    ground: Ground | None = None
+    table: MappedTable | None = None
+    base_map: BaseMap | None = None
+    cell_map: CellMap | None = None
+
+    @property
+    def cell_resolution(self) -> int:
+        """H3 resolution of its cells."""
+        if self.table is not None:
+            return int(self.table.metadata["cell_resolution"])
+        return self.region.cell_resolution
+
+    def boundary_at(self, cell: str) -> list[tuple[float, float]]:
+        """The outline of an H3 cell, lon and lat in degrees."""
+        return [(lon, lat) for lat, lon in h3.cell_to_boundary(cell)]
+
+    def cell_at(self, lon: float, lat: float) -> str:
+        """The H3 cell of a place in degrees."""
+        return str(h3.latlng_to_cell(lat, lon, self.cell_resolution))
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that requests are answered from.
+
+    Attributes:
+        regions: By name.
+        places: The champion and what it can embed; None without a champion.
+        encoders: Those of tables, by name; the champion's too.
+        why_not: What is missing for answers, in words; None if nothing is.
+        stamp: Of what it was made from.
+    """
+
+    regions: Mapping[str, ServedRegion] = field(default_factory=dict)
+    places: Places | None = None
+    encoders: Mapping[str, Places] = field(default_factory=dict)
+    why_not: str | None = "The server has not looked at its data yet."
+    stamp: Hashable = None
+
+    def ready(self) -> Places:
+        """The places.
+
+        Raises:
+            ApiError: There is no encoder, or no region.
+        """
+        if self.places is None or self.why_not is not None:
+            raise ApiError(503, self.why_not or "There is no encoder.", int(LOOK_EVERY_S))
+        return self.places
+
+    def tables(self, names: list[str] | None = None) -> tuple[Places, list[MappedTable]]:
+        """The tables of some regions, or of all, that were made by one encoder: the champion, if any was.
+
+        Raises:
+            ApiError: A region is unknown or has no table, or there is none at all.
+        """
+        self.ready()
+        for name in names or ():
+            if name not in self.regions:
+                raise ApiError(404, f"There is no region '{name}'. Known are: {', '.join(self.regions)}.")
+        chosen = [self.regions[name] for name in dict.fromkeys(names)] if names else list(self.regions.values())
+        tables = [
+            served.table for served in chosen if served.table is not None and served.table.encoder in self.encoders
+        ]
+        if not tables:
+            which = ", ".join(served.region.name for served in chosen)
+            raise ApiError(404, f"No embedding table of {which} can be searched. Materialise region_embeddings.")
+        champion = self.ready().encoder.version.name
+        encoder = champion if any(table.encoder == champion for table in tables) else tables[0].encoder
+        return self.encoders[encoder], [table for table in tables if table.encoder == encoder]
+
+
+class Service:
+    """The snapshot of the moment, and the thread that renews it."""
+
+    def __init__(self, settings: Settings, look_every_s: float = LOOK_EVERY_S) -> None:
+        """Serve an installation; nothing is read before `look`."""
+        self.settings = settings
+        self.snapshot = Snapshot()
+        self.n_swaps = 0
+        self._look_every_s = look_every_s
+        self._registry: Registry | None = None
+        self._memory = ChunkMemory(_MEMORY_BYTES)
+        self._loaded: dict[str, Encoder] = {}
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Look once, and then every few seconds in a thread."""
+        self.look()
+        self._thread = threading.Thread(target=self._keep_looking, name="looking", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _keep_looking(self) -> None:
+        while not self._ended.wait(self._look_every_s):
+            self.look()
+
+    def look(self) -> None:
+        """Renew the snapshot if what it was made from is another; what cannot be had leaves the old one in place."""
+        with self._lock:
+            begun = time.monotonic()
+            try:
+                stamp = self._stamp()
+                if stamp == self.snapshot.stamp and self.snapshot.why_not is None:
+                    return
+                snapshot = self._made(stamp)
+            except Exception as problem:
+                if self.snapshot.places is None:
+                    self.snapshot = Snapshot(why_not=str(problem) if isinstance(problem, GeobacterError) else _UNSAID)
+                _log.warning("what is served stays as it was: %s", problem, exc_info=_log.isEnabledFor(logging.DEBUG))
+                return
+            self.snapshot = snapshot
+            self.n_swaps += 1
+            champion = "no encoder" if snapshot.places is None else snapshot.places.encoder.version.name
+            n_tables = sum(served.table is not None for served in snapshot.regions.values())
+            _log.info(
+                "serving %s, %d regions, %d tables (looked at in %.1f s)",
+                champion,
+                len(snapshot.regions),
+                n_tables,
+                time.monotonic() - begun,
+            )
+
+    def _stamp(self) -> Hashable:
+        settings = self.settings
+        regions = load_regions(settings.regions_file)
+        if self._registry is None:
+            self._registry = Registry(settings)
+        champion = self._registry.find_champion()
+        files = [
+            file
+            for name in regions
+            for file in (
+                settings.features_folder(name) / "features.json",
+                settings.tiles_folder(name, settings.style) / MANIFEST,
+                settings.embeddings_file(name),
+            )
+        ]
+        return tuple(regions.items()), champion, tuple(_state(file) for file in files)
+
+    def _made(self, stamp: Hashable) -> Snapshot:
+        settings, before = self.settings, self.snapshot
+        regions = load_regions(settings.regions_file)
+        registry = self._registry or Registry(settings)
+        version = registry.find_champion()
+        if version is None:
+            alias = registry.champion_alias
+            why = f"MLflow at {registry.shown_uri} has no {alias} yet. Materialise location_encoder, or promote one."
+            return Snapshot(why_not=why, stamp=stamp)
+        style = style_of(version)
+        served = {
+            name: found
+            for name, region in regions.items()
+            if (found := self._region(region, style, before.regions.get(name))) is not None
+        }
+        names = {found.table.encoder for found in served.values() if found.table is not None} | {version.name}
+        loaded = {name: encoder for name in sorted(names) if (encoder := self._encoder(registry, name)) is not None}
+        self._loaded = loaded
+        grounds = [found.ground for found in served.values() if found.ground is not None]
+        encoders = {
+            name: Places(encoder, grounds, self._memory)
+            for name, encoder in loaded.items()
+            if encoder.version.style_label == version.style_label
+        }
+        why_not: str | None = None
+        if not grounds:
+            why_not = f"No region has tiles or map features for style {style.label}. Materialise map_features for one."
+        return Snapshot(served, encoders[version.name], encoders, why_not, stamp)
+
+    def _region(self, region: Region, style: Style, before: ServedRegion | None) -> ServedRegion | None:
+        settings, name = self.settings, region.name
+        try:
+            ground = find_ground(settings, name, style)
+        except GeobacterError as problem:
+            _log.info("region '%s' is not served: %s", name, problem)
+            return None
+        table: MappedTable | None = None
+        cell_map: CellMap | None = None
+        path = settings.embeddings_file(name)
+        if path.exists():
+            try:
+                table = map_table(path, settings.data / "serving" / name)
+                was = before.cell_map if before is not None else None
+                is_same = was is not None and was.table.digest == table.digest
+                cell_map = was if is_same else CellMap(table, partial(_window_colours, ground, style))
+            except GeobacterError as problem:
+                _log.warning("region '%s' cannot be searched: %s", name, problem)
+        base_map = BaseMap.of(settings, name, load_style(settings.style))
+        return ServedRegion(region, ground.geometry, style.label, ground, table, base_map, cell_map)
+
+    def _encoder(self, registry: Registry, name: str) -> Encoder | None:
+        if name in self._loaded:
+            return self._loaded[name]
+        version = registry.version(name.rpartition("/")[2])
+        if version is None or version.name != name:
+            return None
+        try:
+            return registry.load(version)
+        except GeobacterError as problem:
+            if registry.find_champion() == version:
+                raise
+            _log.warning("encoder %s cannot be loaded: %s", name, problem)
+            return None
+
+
+_UNSAID = "What is to be served cannot be read; the server's log says why."
+
+
+def _window_colours(ground: Ground, style: Style, lon: Floats, lat: Floats) -> Pixels:
+    """The mean colour of small windows at places in degrees, sRGB uint8 `[N, 3]`."""
+    windows = WindowReader(ground.chunks, _COLOUR_WINDOW_M, _COLOUR_WINDOW_PX).windows(lon, lat)
+    means = to_rgb(np.moveaxis(windows, 1, -1), style.channels).mean(axis=(1, 2))
+    return np.asarray(np.round(means), np.uint8)
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is replaced."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -1,0 +1,159 @@
+"""Nearest cells in any number of tables: exact by one matrix product, or by an index where there are very many rows."""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geobacter_core.embeddings.mapped import MappedTable
+from geobacter_core.errors import EmbeddingsError
+from geobacter_core.geo import Place, ground_distance_m
+
+INDEX_FROM = 4_000_000
+"""Rows from which an index takes over: a product over so many of 64 numbers takes as long as a forward pass or two."""
+_FIRST_LOOK = 4
+_Query = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """A limit on the ground: at least and at most so many metres from a place.
+
+    Attributes:
+        place: From where.
+        min_m: Nearer cells are passed over.
+        max_m: Cells farther away are; None for no limit.
+    """
+
+    place: Place
+    min_m: float = 0.0
+    max_m: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A cell that was found.
+
+    Attributes:
+        table: Its table.
+        row: Its row there.
+        similarity: Cosine with what was asked for, -1 to 1.
+    """
+
+    table: MappedTable
+    row: int
+    similarity: float
+
+    @property
+    def place(self) -> Place:
+        """The cell's centre."""
+        lon, lat = self.table.lonlat[self.row]
+        return Place(float(lon), float(lat))
+
+
+def top_rows(similarities: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """The rows of the k highest of `[N]`, highest first, and of equal ones the first: exactly as a full sort has them.
+
+    Raises:
+        ValueError: k is negative.
+    """
+    if k < 0:
+        raise ValueError("k must not be negative")
+    n = len(similarities)
+    if k >= n:
+        return np.argsort(-similarities, kind="stable")
+    if not k:
+        return np.empty(0, np.int64)
+    kth = np.partition(similarities, n - k)[n - k]
+    rows = np.flatnonzero(similarities >= kth)  # ascending, with all that equal the last
+    return np.asarray(rows[np.argsort(-similarities[rows], kind="stable")][:k])
+
+
+def nearest(
+    tables: Sequence[MappedTable],
+    query: _Query,
+    k: int,
+    near: Near | None = None,
+    spacing_m: float = 0.0,
+    not_cells: Collection[str] = (),
+) -> list[Hit]:
+    """The cells of the highest cosine with `query` `[D]`, best first, at most k.
+
+    Args:
+        tables: Where; of equal cells that of the first table comes first.
+        query: What is asked for; its length does not matter.
+        k: How many.
+        near: Where on the ground.
+        spacing_m: A cell nearer than that to a better one is passed over: the answer is then not one place and its
+            neighbours.
+        not_cells: Cells that are passed over.
+
+    Raises:
+        EmbeddingsError: The query has another length than the embeddings, or is no direction at all.
+    """
+    query = unit(query)
+    candidates: list[tuple[MappedTable, NDArray[np.float32]]] = []
+    for table in tables:
+        if table.embeddings.shape[1] != len(query):
+            raise EmbeddingsError(
+                f"The embedding has {len(query)} numbers, those of region '{table.region}' have "
+                f"{table.embeddings.shape[1]}. Use one made by {table.encoder}."
+            )
+        similarities = np.asarray(table.embeddings @ query)
+        if near is not None:
+            away = ground_distance_m(
+                table.lonlat[:, 0], table.lonlat[:, 1], np.array([near.place.lon]), np.array([near.place.lat])
+            )
+            is_out = away < near.min_m
+            if near.max_m is not None:
+                is_out |= away > near.max_m
+            similarities = np.where(is_out, np.float32(-np.inf), similarities)
+        candidates.append((table, similarities))
+    looked_at = k if spacing_m <= 0 and not not_cells else _FIRST_LOOK * k + len(not_cells)
+    n_all = sum(len(table) for table in tables)
+    while True:
+        hits = _best(candidates, looked_at)
+        chosen = _spaced((hit for hit in hits if hit.table.cell(hit.row) not in not_cells), k, spacing_m)
+        if len(chosen) == k or len(hits) < looked_at or looked_at >= n_all:
+            return chosen
+        looked_at *= _FIRST_LOOK
+
+
+def unit(query: _Query) -> _Query:
+    """A vector `[D]` brought to length 1.
+
+    Raises:
+        EmbeddingsError: It has none, or a number that is not finite.
+    """
+    length = float(np.linalg.norm(query.astype(np.float64)))
+    if not np.isfinite(length) or length < 1e-12:
+        raise EmbeddingsError("The embedding has no direction: it is all zero, or not finite. Send one of an encoder.")
+    return np.asarray(query / length, dtype=np.float32)
+
+
+def _best(candidates: Sequence[tuple[MappedTable, NDArray[np.float32]]], k: int) -> list[Hit]:
+    hits = [
+        Hit(table, int(row), float(similarities[row]))
+        for table, similarities in candidates
+        for row in top_rows(similarities, k)
+        if similarities[row] > -np.inf
+    ]
+    return sorted(hits, key=lambda hit: -hit.similarity)[:k]  # stable: of equal ones that of the first table
+
+
+def _spaced(hits: Iterable[Hit], k: int, spacing_m: float) -> list[Hit]:
+    """The first k hits that are far enough from all before them."""
+    chosen: list[Hit] = []
+    places = np.empty((0, 2))
+    for hit in hits:
+        if len(chosen) == k:
+            break
+        here = hit.table.lonlat[hit.row]
+        if spacing_m > 0 and chosen:
+            away = ground_distance_m(places[:, 0], places[:, 1], here[:1], here[1:])
+            if away.min() < spacing_m:
+                continue
+        chosen.append(hit)
+        places = np.vstack([places, here])
+    return chosen

@@ -21,6 +21,10 @@ class PlaceError(GeobacterError):
     """A coordinate is not a number or lies outside its range."""
 
 
+class OutsideError(PlaceError):
+    """A place lies in no region that could answer."""
+
+
 class ExtractError(GeobacterError):
     """An OSM extract cannot be had, or is not readable OSM data."""
 
@@ -67,6 +71,10 @@ class RegistryError(GeobacterError):
 
 class EmbeddingsError(GeobacterError):
     """An embedding table is missing, damaged, or cannot be made."""
+
+
+class QueryError(EmbeddingsError):
+    """An embedding cannot be searched for."""
 
 
 class ApiSettingsError(GeobacterError):

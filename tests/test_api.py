@@ -23,7 +23,7 @@ from geobacter_core.embeddings.embed import embed_region
 from geobacter_core.embeddings.places import Ground, Places, find_ground, style_of
 from geobacter_core.embeddings.table import read_table
 from geobacter_core.encoder.registry import Registry
-from geobacter_core.errors import ApiSettingsError, PlaceError, TileCacheError
+from geobacter_core.errors import ApiSettingsError, OutsideError, TileCacheError
 from geobacter_core.tiles.mosaic import ChunkMemory
 
 HERE = {"lon": 24.9414, "lat": 60.1719}
@@ -142,7 +142,8 @@ def test_similar_by_embedding_and_by_places(client, table):
     assert found[0]["ground_m"] is None
     places = [{"lon": table.lon[row], "lat": table.lat[row]} for row in (3, 9)]
     mean = table.embeddings[[3, 9]].mean(axis=0)
-    best = table.cells[np.argsort(-(table.embeddings @ mean), kind="stable")[:4]].tolist()
+    best = table.cells[np.argsort(-(table.embeddings @ mean), kind="stable")]
+    best = [cell for cell in best if cell not in table.cells[[3, 9]]][:4]  # others like them, not themselves
     found = client.post("/similar", json={"places": places, "k": 4}).json()["results"]
     assert [each["cell"] for each in found] == best
 
@@ -168,7 +169,8 @@ def test_arithmetic_adds_and_takes_away(client, table):
     pair = [f"{table.lon[row]},{table.lat[row]}" for row in (2, 70, 140)]
     found = client.get("/arithmetic", params={"plus": pair[:2], "minus": pair[2], "k": 3}).json()["results"]
     vector = table.embeddings[2] + table.embeddings[70] - table.embeddings[140]
-    best = table.cells[np.argsort(-(table.embeddings @ vector), kind="stable")[:3]].tolist()
+    best = table.cells[np.argsort(-(table.embeddings @ vector), kind="stable")]
+    best = [cell for cell in best if cell not in table.cells[[2, 70, 140]]][:3]
     assert [each["cell"] for each in found] == best
 
 
@@ -224,7 +226,7 @@ def test_the_explorer_is_served_whole(client):
     ("query", "says"),
     [
         ("lon=60.17&lat=24.94", None),
-        ("lon=0&lat=0", "lies in none of the regions helsinki"),
+        ("lon=0&lat=0", "one of: helsinki"),
         ("lon=24.94", "lat: Field required"),
         ("lon=24.94&lat=", "lat: "),
         ("lon=nan&lat=60", "lon: "),
@@ -239,8 +241,8 @@ def test_the_explorer_is_served_whole(client):
 def test_a_wrong_place_is_told_apart(query, says, client):
     for path in ("/embeddings", "/similar", "/image"):
         response = client.get(f"{path}?{query}")
-        detail = problem(response, 404 if "none of the regions" in response.text else 422)
-        assert (says or "none of the regions") in detail
+        detail = problem(response, 404 if "No region covers" in response.text else 422)
+        assert (says or "No region covers") in detail
 
 
 @pytest.mark.parametrize("k", ["0", "-1", "1000000", "ten", "1.5", ""])
@@ -435,7 +437,7 @@ def test_a_request_at_fault_does_not_spoil_the_others(places, table, batcher):
 
     found = asyncio.run(ask())
     np.testing.assert_array_equal(np.concatenate(found[:20]), table.embeddings[:20])
-    assert [type(each) for each in found[20:]] == [PlaceError] * 3
+    assert [type(each) for each in found[20:]] == [OutsideError] * 3
 
 
 def test_what_cannot_be_answered_soon_is_refused(places, table):

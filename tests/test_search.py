@@ -12,7 +12,7 @@ import shapely
 from geobacter_core.embeddings.mapped import map_table
 from geobacter_core.embeddings.search import Near, nearest, top_rows, unit
 from geobacter_core.embeddings.table import read_table, rows, write_part, write_table
-from geobacter_core.errors import EmbeddingsError
+from geobacter_core.errors import EmbeddingsError, QueryError
 from geobacter_core.geo import Place, cells_within, ground_distance_m
 
 GROUND = shapely.box(24.93, 60.165, 24.96, 60.175)
@@ -124,9 +124,9 @@ def test_limits_on_the_ground_hold(table):
     query = np.ones(8, np.float32)
     lon, lat = np.asarray(table.lonlat).T
     away = ground_distance_m(lon, lat, np.array([place.lon]), np.array([place.lat]))
-    found = nearest([table], query, 1000, Near(place, 200, 400))
+    found = nearest([table], query, 1000, Near((place,), 200, 400))
     assert {hit.row for hit in found} == set(np.flatnonzero((away >= 200) & (away <= 400)).tolist())
-    assert nearest([table], query, 5, Near(place, 1e6)) == []
+    assert nearest([table], query, 5, Near((place,), 1e6)) == []
 
 
 def test_results_keep_their_distance_from_each_other(table):
@@ -150,7 +150,7 @@ def test_results_keep_their_distance_from_each_other(table):
     ],
 )
 def test_what_cannot_be_searched_for_is_refused(query, says, table):
-    with pytest.raises(EmbeddingsError, match=says):
+    with pytest.raises(QueryError, match=says):
         nearest([table], query.astype(np.float32), 3)
 
 

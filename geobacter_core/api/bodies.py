@@ -14,7 +14,7 @@ from geobacter_core.api.models import MAX_PLACES, EmbeddingsQuery
 from geobacter_core.api.problems import ApiError, said
 from geobacter_core.embeddings.places import check_places
 from geobacter_core.encoder.evaluate import Embeddings
-from geobacter_core.geo import Floats
+from geobacter_core.geo import Floats, Place
 
 JSON = "application/json"
 ARROW = "application/vnd.apache.arrow.stream"
@@ -108,13 +108,10 @@ def as_arrow(lon: Floats, lat: Floats, embeddings: Embeddings, encoder: str) -> 
     return bytes(sink.getvalue().to_pybytes())
 
 
-def places_of_pairs(texts: Sequence[str]) -> tuple[Floats, Floats]:
-    """Places as `lon,lat`.
+def places_of_pairs(texts: Sequence[str]) -> list[Place]:
+    """Places from texts `lon,lat`.
 
     Raises:
         PlaceError: One is not on the map.
     """
-    lonlat = np.array([[float(part) for part in text.split(",")] for text in texts])
-    lon, lat = lonlat.T
-    check_places(lon, lat)
-    return lon, lat
+    return [Place(*(float(part) for part in text.split(","))) for text in texts]

@@ -24,6 +24,8 @@ from geobacter_core.tiles.style import Style, load_style
 MIN_ZOOM, MAX_ZOOM = 10, 18
 PAPER = (242, 239, 233)
 _BUFFER_PX = 64
+_POINTS_FROM = 15
+"""Marks of single points would cover the map at smaller zooms."""
 _MIN_WIDTH, _MAX_WIDTH = 0.25, 2.5
 """Lines are as wide as on the ground, but neither invisible nor clumsy."""
 _REMEMBERED_TILES = 2000
@@ -56,6 +58,9 @@ class BaseMap:
             map_.resize(TILE_PX, TILE_PX)
             map_.buffer_size = _BUFFER_PX
             map_.zoom_to_box(mapnik.Box2d(*tile.mercator_box))
+            for layer in map_.layers:
+                if layer.name == "points":
+                    layer.active = tile.z >= _POINTS_FROM
             image = mapnik.Image(TILE_PX, TILE_PX)
             width = float(np.clip(2.0 ** (tile.z - TILE_ZOOM), _MIN_WIDTH, _MAX_WIDTH))
             mapnik.render(map_, image, width)

@@ -59,11 +59,14 @@ class SimilarQuery(_Body):
         list[str] | None, Field(max_length=1000, description="where to search; everywhere if absent")
     ] = None
     min_distance_m: Annotated[Metres, Field(description="results are so far from each other, and from the places")] = 0
+    max_distance_m: Annotated[Metres | None, Field(description="and at most so far from the nearest place")] = None
 
     @model_validator(mode="after")
     def _is_one_of_both(self) -> Self:
         if (self.embedding is None) == (self.places is None):
             raise ValueError("give either `embedding` or `places`")
+        if self.places is None and self.max_distance_m is not None:
+            raise ValueError("`max_distance_m` is measured from `places`, and there are none")
         return self
 
 
@@ -100,7 +103,7 @@ class Found(BaseModel):
     lat: float
     similarity: float = Field(description="cosine of the embeddings, -1 to 1")
     distance: float = Field(description="1 - similarity")
-    ground_m: float | None = Field(description="from the place that was asked about, where there was one")
+    ground_m: float | None = Field(description="from the nearest place that was asked about")
     image: str
 
 

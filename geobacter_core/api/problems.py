@@ -17,7 +17,9 @@ from geobacter_core.errors import (
     EmbeddingsError,
     FeaturesError,
     GeobacterError,
+    OutsideError,
     PlaceError,
+    QueryError,
     RegistryError,
     TileCacheError,
 )
@@ -75,9 +77,11 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def of_error(error: GeobacterError) -> Response:
     """What an error of the core is for whoever asked; those of the inside are logged and not told."""
     match error:
+        case OutsideError():
+            return problem(404, str(error))
         case PlaceError():
-            return problem(404 if "lies in none of the regions" in str(error) else 422, str(error))
-        case EmbeddingsError() if "embedding has" in str(error):
+            return problem(422, str(error))
+        case QueryError():
             return problem(422, str(error))
         case TileCacheError() | FeaturesError() | EmbeddingsError():
             _log.warning("%s", error)

@@ -44,12 +44,11 @@ from geobacter_core.api.models import (
 from geobacter_core.api.problems import ApiError, responses
 from geobacter_core.api.state import ServedRegion, Service, Snapshot
 from geobacter_core.embeddings.mapped import MappedTable
-from geobacter_core.embeddings.places import Places, check_places
+from geobacter_core.embeddings.places import Places
 from geobacter_core.embeddings.query import interpolate
-from geobacter_core.embeddings.search import Hit, Near, nearest, unit
+from geobacter_core.embeddings.search import Hit, Near, nearest, nearest_cell, unit
 from geobacter_core.encoder.evaluate import Embeddings
-from geobacter_core.errors import PlaceError
-from geobacter_core.geo import Floats, Place, Tile, ground_distance_m
+from geobacter_core.geo import Floats, Place, Tile
 from geobacter_core.plots.colours import to_rgb
 from geobacter_core.tiles.style import load_style
 from geobacter_core.tiles.window import WindowReader
@@ -246,7 +245,7 @@ class Routes:
         """The cells most similar to a place."""
         places, tables = self._snapshot.tables(region)
         row = (await self._embedded(places, np.array([lon]), np.array([lat])))[0]
-        near = Near(Place(lon, lat), min_distance_m, max_distance_m)
+        near = Near((Place(lon, lat),), min_distance_m, max_distance_m)
         return await self._found(places, tables, row, k, near, min_distance_m)
 
     @_operation("/similar", SimilarAnswer, tag="search", problems=_OF_BODIES, body=SimilarQuery)
@@ -255,15 +254,12 @@ class Routes:
         content_type(request)
         query = parsed(SimilarQuery, await request.body())
         places, tables = self._snapshot.tables(query.regions)
-        near = None
         if query.embedding is not None:
-            vector = np.array(query.embedding, np.float32)
+            vector, near = np.array(query.embedding, np.float32), None
         else:
-            picked = query.places or []
-            lon, lat = np.array([each.lon for each in picked]), np.array([each.lat for each in picked])
-            vector = (await self._embedded(places, lon, lat)).mean(axis=0)
-            if len(picked) == 1:
-                near = Near(Place(float(lon[0]), float(lat[0])), query.min_distance_m)
+            picked = [Place(each.lon, each.lat) for each in query.places or []]
+            vector = (await self._embedded(places, *_arrays(picked))).mean(axis=0)
+            near = Near(tuple(picked), query.min_distance_m, query.max_distance_m)
         return await self._found(places, tables, vector, query.k, near, query.min_distance_m)
 
     @_operation("/interpolate", InterpolationAnswer, tag="search", problems=(404, 422))
@@ -276,12 +272,11 @@ class Routes:
     ) -> Response:
         """A walk from one place to another, by embeddings."""
         places, tables = self._snapshot.tables(region)
-        lon, lat = places_of_pairs([start, end])
-        ends = await self._embedded(places, lon, lat)
+        ends = await self._embedded(places, *_arrays(places_of_pairs([start, end])))
 
         def walk() -> list[dict[str, Any]]:
             ends_at = [nearest(tables, vector, 1)[0] for vector in ends]
-            seen = {hit.table.cell(hit.row) for hit in ends_at}
+            seen = {hit.cell for hit in ends_at}
             walked: list[dict[str, Any]] = []
             for number, vector in enumerate(interpolate(ends[0], ends[1], steps)):
                 if number in (0, steps - 1):
@@ -291,7 +286,7 @@ class Routes:
                     if not hits:
                         continue
                     hit = hits[0]
-                    seen.add(hit.table.cell(hit.row))
+                    seen.add(hit.cell)
                 step = _of_hit(hit, None)
                 del step["ground_m"], step["distance"]
                 walked.append({"t": number / (steps - 1), **step})
@@ -306,14 +301,16 @@ class Routes:
         minus: Annotated[list[_Pair] | None, Query(max_length=MAX_PICKED)] = None,
         k: Annotated[K, Query()] = 10,
         region: Annotated[list[str] | None, Query(description="where to search; everywhere if absent")] = None,
-        min_distance_m: Annotated[Metres, Query(description="results are so far from each other")] = 0,
+        min_distance_m: Annotated[
+            Metres, Query(description="results are so far from each other, and from the places")
+        ] = 0,
     ) -> Response:
         """The cells most similar to some places and least to others."""
         places, tables = self._snapshot.tables(region)
-        lon, lat = places_of_pairs([*plus, *(minus or [])])
-        rows = await self._embedded(places, lon, lat)
+        picked = places_of_pairs([*plus, *(minus or [])])
+        rows = await self._embedded(places, *_arrays(picked))
         vector = rows[: len(plus)].sum(axis=0) - rows[len(plus) :].sum(axis=0)
-        return await self._found(places, tables, vector, k, None, min_distance_m)
+        return await self._found(places, tables, vector, k, Near(tuple(picked), min_distance_m), min_distance_m)
 
     # Pictures.
 
@@ -332,7 +329,7 @@ class Routes:
         places = self._snapshot.ready()
         version = places.encoder.version
         lon_, lat_ = np.array([lon]), np.array([lat])
-        number = _located(places, lon_, lat_)[0]
+        number = places.regions_of(lon_, lat_)[0]
         extent_m = side_m or version.context_m or version.size_m
 
         def draw() -> bytes:
@@ -390,7 +387,7 @@ class Routes:
         return self._service.snapshot
 
     async def _embedded(self, places: Places, lon: Floats, lat: Floats) -> Embeddings:
-        _located(places, lon, lat)
+        places.regions_of(lon, lat)  # what cannot be answered does not wait
         return await self._batcher.embed(places, lon, lat)
 
     async def _found(
@@ -403,24 +400,13 @@ class Routes:
         spacing_m: float,
     ) -> Response:
         def search() -> list[dict[str, Any]]:
-            place = None if near is None else near.place
-            return [_of_hit(hit, place) for hit in nearest(tables, unit(vector), k, near, spacing_m)]
+            # Who picks several places wants others like them.
+            several = near.places if near is not None and len(near.places) > 1 else ()
+            own = {hit.cell for place in several if (hit := nearest_cell(tables, place)) is not None}
+            hits = nearest(tables, unit(vector), k, near, spacing_m, own)
+            return [_of_hit(hit, near) for hit in hits]
 
         return Json({"encoder": places.encoder.version.name, "results": await run_in_threadpool(search)})
-
-
-def _located(places: Places, lon: Floats, lat: Floats) -> list[int]:
-    """The grounds of places.
-
-    Raises:
-        PlaceError: One lies in none.
-    """
-    check_places(lon, lat)
-    regions = places.regions_of(lon, lat)
-    if (regions < 0).any():
-        first = int((regions < 0).argmax())
-        raise PlaceError(places.outside(float(lon[first]), float(lat[first])))
-    return [int(region) for region in regions]
 
 
 def _channels(places: Places) -> tuple[str, ...]:
@@ -444,21 +430,21 @@ def _image(lon: float, lat: float) -> str:
     return f"/image?lon={lon:.7f}&lat={lat:.7f}"
 
 
-def _of_hit(hit: Hit, place: Place | None) -> dict[str, Any]:
+def _arrays(places: Sequence[Place]) -> tuple[Floats, Floats]:
+    return np.array([place.lon for place in places]), np.array([place.lat for place in places])
+
+
+def _of_hit(hit: Hit, near: Near | None) -> dict[str, Any]:
     here = hit.place
-    away = None
-    if place is not None:
-        ends = (np.array([each]) for each in (here.lon, here.lat, place.lon, place.lat))
-        away = round(float(ground_distance_m(*ends)[0]), 1)
     return {
         "region": hit.table.region,
-        "cell": hit.table.cell(hit.row),
+        "cell": hit.cell,
         "boundary": shapely.get_coordinates(hit.table.geometry(hit.row)).round(7).tolist(),
         "lon": here.lon,
         "lat": here.lat,
         "similarity": hit.similarity,
         "distance": 1 - hit.similarity,
-        "ground_m": away,
+        "ground_m": None if near is None else round(float(near.away_m(np.array([[here.lon, here.lat]]))[0]), 1),
         "image": _image(here.lon, here.lat),
     }
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from geobacter_core.encoder.evaluate import Embeddings
 from geobacter_core.encoder.version import Encoder, EncoderVersion
-from geobacter_core.errors import PlaceError, TileCacheError
+from geobacter_core.errors import OutsideError, PlaceError, TileCacheError
 from geobacter_core.geo import MERCATOR_MAX_LAT, Floats, mercator_to_lonlat
 from geobacter_core.osm.extract import load_ground
 from geobacter_core.osm.features import load_features
@@ -147,29 +147,33 @@ class Places:
         ]
 
     def regions_of(self, lon: Floats, lat: Floats) -> NDArray[np.int64]:
-        """For each place in degrees the number of its ground, int64 `[N]`; -1 where it lies in none."""
+        """For each place in degrees the number of its ground, int64 `[N]`.
+
+        Raises:
+            PlaceError: A place is not on the map.
+            OutsideError: One lies in no region; it is named, and so are they.
+        """
+        check_places(lon, lat)
         found = np.full(len(lon), -1, np.int64)
         for number in reversed(range(len(self.grounds))):
             found[shapely.contains_xy(self.grounds[number].geometry, lon, lat)] = number
+        if (found < 0).any():
+            first = int((found < 0).argmax())
+            known = ", ".join(ground.region for ground in self.grounds)
+            raise OutsideError(
+                f"No region covers the place at longitude {lon[first]:.6f}, latitude {lat[first]:.6f}. "
+                f"Ask for a place in one of: {known}."
+            )
         return found
-
-    def outside(self, lon: float, lat: float) -> str:
-        """What to say of a place that lies in no region."""
-        known = ", ".join(ground.region for ground in self.grounds)
-        return f"Place lon={lon:.6f} lat={lat:.6f}: it lies in none of the regions {known}. Ask for a place in one."
 
     def windows(self, lon: Floats, lat: Floats) -> Pixels:
         """Windows of places in degrees, as the encoder takes them: uint8 `[N, S·C, size_px, size_px]`.
 
         Raises:
-            PlaceError: A place is not on the map, or lies in no region; it is named.
+            PlaceError: As `regions_of`.
             TileCacheError: A chunk is missing, damaged, or just being replaced.
         """
-        check_places(lon, lat)
         regions = self.regions_of(lon, lat)
-        if len(outside := np.flatnonzero(regions < 0)):
-            first = int(outside[0])
-            raise PlaceError(self.outside(float(lon[first]), float(lat[first])))
         version = self.encoder.version
         side = version.size_px
         windows = np.empty((len(lon), version.spec.n_planes, side, side), np.uint8)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geobacter_core.embeddings.mapped import MappedTable
-from geobacter_core.errors import EmbeddingsError
+from geobacter_core.errors import QueryError
 from geobacter_core.geo import Place, ground_distance_m
 
 INDEX_FROM = 4_000_000
@@ -18,17 +18,23 @@ _Query = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Near:
-    """A limit on the ground: at least and at most so many metres from a place.
+    """A limit on the ground: at least and at most so many metres from the nearest of some places.
 
     Attributes:
-        place: From where.
+        places: From where.
         min_m: Nearer cells are passed over.
         max_m: Cells farther away are; None for no limit.
     """
 
-    place: Place
+    places: tuple[Place, ...]
     min_m: float = 0.0
     max_m: float | None = None
+
+    def away_m(self, lonlat: NDArray[np.float64]) -> NDArray[np.float64]:
+        """How far points `[N, 2]` in degrees are from the nearest place, metres, `[N]`."""
+        lon, lat = lonlat.T
+        away = [ground_distance_m(lon, lat, np.array([at.lon]), np.array([at.lat])) for at in self.places]
+        return np.asarray(np.min(away, axis=0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,11 @@ class Hit:
     table: MappedTable
     row: int
     similarity: float
+
+    @property
+    def cell(self) -> str:
+        """Its name."""
+        return self.table.cell(self.row)
 
     @property
     def place(self) -> Place:
@@ -90,21 +101,19 @@ def nearest(
         not_cells: Cells that are passed over.
 
     Raises:
-        EmbeddingsError: The query has another length than the embeddings, or is no direction at all.
+        QueryError: The query has another length than the embeddings, or is no direction at all.
     """
     query = unit(query)
     candidates: list[tuple[MappedTable, NDArray[np.float32]]] = []
     for table in tables:
         if table.embeddings.shape[1] != len(query):
-            raise EmbeddingsError(
+            raise QueryError(
                 f"The embedding has {len(query)} numbers, those of region '{table.region}' have "
                 f"{table.embeddings.shape[1]}. Use one made by {table.encoder}."
             )
         similarities = np.asarray(table.embeddings @ query)
-        if near is not None:
-            away = ground_distance_m(
-                table.lonlat[:, 0], table.lonlat[:, 1], np.array([near.place.lon]), np.array([near.place.lat])
-            )
+        if near is not None and (near.min_m > 0 or near.max_m is not None):
+            away = near.away_m(np.asarray(table.lonlat))
             is_out = away < near.min_m
             if near.max_m is not None:
                 is_out |= away > near.max_m
@@ -114,21 +123,32 @@ def nearest(
     n_all = sum(len(table) for table in tables)
     while True:
         hits = _best(candidates, looked_at)
-        chosen = _spaced((hit for hit in hits if hit.table.cell(hit.row) not in not_cells), k, spacing_m)
+        chosen = _spaced((hit for hit in hits if hit.cell not in not_cells), k, spacing_m)
         if len(chosen) == k or len(hits) < looked_at or looked_at >= n_all:
             return chosen
         looked_at *= _FIRST_LOOK
+
+
+def nearest_cell(tables: Sequence[MappedTable], place: Place) -> Hit | None:
+    """The cell whose centre is nearest to a place on the ground: with hexagons, the one that it lies in."""
+    found: tuple[float, Hit] | None = None
+    for table in tables:
+        away = Near((place,)).away_m(np.asarray(table.lonlat))
+        row = int(away.argmin())
+        if found is None or away[row] < found[0]:
+            found = float(away[row]), Hit(table, row, 1.0)
+    return None if found is None else found[1]
 
 
 def unit(query: _Query) -> _Query:
     """A vector `[D]` brought to length 1.
 
     Raises:
-        EmbeddingsError: It has none, or a number that is not finite.
+        QueryError: It has none, or a number that is not finite.
     """
     length = float(np.linalg.norm(query.astype(np.float64)))
     if not np.isfinite(length) or length < 1e-12:
-        raise EmbeddingsError("The embedding has no direction: it is all zero, or not finite. Send one of an encoder.")
+        raise QueryError("The embedding has no direction: it is all zero, or not finite. Send one of an encoder.")
     return np.asarray(query / length, dtype=np.float32)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import io
 import shutil
 
@@ -11,7 +12,7 @@ import PIL.Image
 import pyarrow as pa
 import pytest
 from conftest import settings_in
-from starlette.testclient import TestClient
+from starlette.testclient import TestClient as _TestClient
 
 from geobacter_core.api.access import Limits, tokens_from
 from geobacter_core.api.app import create_app
@@ -26,6 +27,7 @@ from geobacter_core.encoder.registry import Registry
 from geobacter_core.errors import ApiSettingsError, OutsideError, TileCacheError
 from geobacter_core.tiles.mosaic import ChunkMemory
 
+TestClient = functools.partial(_TestClient, base_url="http://localhost")
 HERE = {"lon": 24.9414, "lat": 60.1719}
 TOKEN, OTHER_TOKEN = "correct-horse-battery-staple", "another-token-for-rotation"
 
@@ -300,8 +302,6 @@ def test_arrow_without_the_columns_or_with_nulls_is_refused(client):
     [
         {},
         {"embedding": [1.0] * 32, "places": [HERE]},
-        {"embedding": [0.0] * 32},
-        {"embedding": [1.0] * 31},
         {"embedding": []},
         {"places": [HERE], "k": 0},
         {"places": [HERE], "min_distance_m": -1},
@@ -311,13 +311,26 @@ def test_wrong_searches_are_refused(body, client):
     problem(client.post("/similar", json=body), 422)
 
 
+@pytest.mark.parametrize("embedding", [[0.0] * 32, [1.0] * 31])
+def test_an_embedding_of_another_encoder_is_refused(embedding, client):
+    problem(client.post("/similar", json={"embedding": embedding}), 409)
+    problem(client.get("/arithmetic", params={"plus": "24.9414,60.1719", "minus": "24.9414,60.1719"}), 409)
+
+
+@pytest.mark.parametrize("pair", ["60.17", "181,0", "24,86", "a,b", "24,60,1", "24, 60", "nan,60", "1e1,60", ""])
+def test_a_wrong_pair_is_refused(pair, client):
+    problem(client.get("/interpolate", params={"from": pair, "to": "24.9414,60.1719"}), 422)
+
+
 def test_another_kind_of_body_is_refused(client):
     assert "text/csv" in problem(client.post("/embeddings", content="x", headers={"Content-Type": "text/csv"}), 415)
 
 
 def test_what_is_not_there_is_a_problem_too(client):
     problem(client.get("/nothing"), 404)
-    problem(client.delete("/embeddings"), 405)
+    refused = client.delete("/embeddings")
+    problem(refused, 405)
+    assert refused.headers["allow"] == "GET, POST"
 
 
 # Access and limits
@@ -412,6 +425,7 @@ def places(served):
 @pytest.fixture
 def batcher():
     batcher = Batcher(2)
+    batcher.start()
     yield batcher
     batcher.close()
 
@@ -442,6 +456,7 @@ def test_a_request_at_fault_does_not_spoil_the_others(places, table, batcher):
 
 def test_what_cannot_be_answered_soon_is_refused(places, table):
     batcher = Batcher(1, max_waiting=40)
+    batcher.start()
 
     async def ask():
         asked = [batcher.embed(places, table.lon[:30], table.lat[:30]) for _ in range(20)]
@@ -455,6 +470,22 @@ def test_what_cannot_be_answered_soon_is_refused(places, table):
     for each in found:
         if not isinstance(each, BusyError):
             np.testing.assert_array_equal(each, table.embeddings[:30])
+
+
+def test_a_server_that_ends_refuses_and_can_start_again(places, table):
+    batcher = Batcher(1)
+
+    async def ask():
+        return await batcher.embed(places, table.lon[:3], table.lat[:3])
+
+    with pytest.raises(BusyError):
+        asyncio.run(ask())
+    for _ in range(2):
+        batcher.start()
+        np.testing.assert_array_equal(asyncio.run(ask()), table.embeddings[:3])
+        batcher.close()
+    with pytest.raises(BusyError):
+        asyncio.run(ask())
 
 
 # Where windows come from

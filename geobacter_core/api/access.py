@@ -20,7 +20,7 @@ TOKEN_VARIABLE = "GEOBACTER_TOKEN"
 MIN_TOKEN_LENGTH = 16
 _OPEN_PATHS = ("/", "/health", "/ready", "/favicon.ico", "/docs", "/openapi.json")
 _OPEN_PREFIX = "/explorer/"
-_LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]", "testserver")
+_LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _log = logging.getLogger(__name__)
 
 

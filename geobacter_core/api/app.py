@@ -13,7 +13,7 @@ from geobacter_core.api.access import Guard, Limiter, Limits
 from geobacter_core.api.batching import Batcher
 from geobacter_core.api.bodies import Json
 from geobacter_core.api.metrics import Counted, Metrics
-from geobacter_core.api.models import EmbeddingsQuery, SimilarQuery
+from geobacter_core.api.models import EmbeddingsQuery, SimilarToEmbedding, SimilarToPlaces
 from geobacter_core.api.problems import Problem, add_handlers
 from geobacter_core.api.routes import EXPLORER, Routes
 from geobacter_core.api.state import Service
@@ -47,6 +47,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        workers.start()
         await asyncio.to_thread(service.start)
         yield
         await asyncio.to_thread(service.stop)
@@ -62,7 +63,7 @@ def create_app(
         default_response_class=Json,
     )
     add_handlers(app)
-    app.include_router(Routes(service, workers, metrics).router())
+    Routes(service, workers, metrics).add_to(app)
     app.mount("/explorer", StaticFiles(directory=EXPLORER), name="explorer")
     _describe(app)
     limiter_limits = limits or Limits()
@@ -87,7 +88,7 @@ def _describe(app: FastAPI) -> None:
         if app.openapi_schema is None:
             document = plain()
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
-            for model in (EmbeddingsQuery, SimilarQuery, Problem):
+            for model in (EmbeddingsQuery, SimilarToEmbedding, SimilarToPlaces, Problem):
                 own = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 schemas.update(own.pop("$defs", {}))
                 schemas[model.__name__] = own

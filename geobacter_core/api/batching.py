@@ -63,18 +63,25 @@ class Batcher:
     """The workers, and what waits for them."""
 
     def __init__(self, n_workers: int | None = None, max_waiting: int = MAX_WAITING) -> None:
-        """Start the workers."""
-        keep_freed_memory()
+        """Prepare; nothing is encoded before `start`."""
         self.max_waiting = max_waiting
         self.n_windows = self.n_batches = 0
         self._waiting: deque[_Request] = deque()
         self._n_waiting = 0
         self._rate = _FIRST_RATE
-        self._is_closed = False
+        self._is_closed = True
         self._changed = threading.Condition()
-        n = n_workers or n_processors()
-        self._n_workers = n
-        self._threads = [threading.Thread(target=self._work, name=f"encoding-{i}", daemon=True) for i in range(n)]
+        self._n_workers = n_workers or n_processors()
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Start the workers."""
+        keep_freed_memory()
+        self._is_closed = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"encoding-{number}", daemon=True)
+            for number in range(self._n_workers)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -87,7 +94,7 @@ class Batcher:
         """Embeddings of places in degrees, float32 `[N, D]`.
 
         Raises:
-            BusyError: Too many places wait already.
+            BusyError: Too many places wait already, or the server ends.
             GeobacterError: As `Places.windows`.
         """
         loop = asyncio.get_running_loop()
@@ -96,6 +103,8 @@ class Batcher:
             return embeddings
         request = _Request(places, lon, lat, embeddings, loop, loop.create_future())
         with self._changed:
+            if self._is_closed:
+                raise BusyError(1)
             if self._n_waiting and self._n_waiting + len(lon) > self.max_waiting:
                 raise BusyError(max(1, math.ceil(self._n_waiting / self._rate)))
             self._waiting.append(request)
@@ -113,6 +122,9 @@ class Batcher:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
+        while self._waiting:
+            self._fail(self._waiting.popleft(), BusyError(1))
+        self._n_waiting = 0
 
     def _work(self) -> None:
         torch.set_num_threads(1)

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import numpy as np
 import orjson
 import pyarrow as pa
-from fastapi import Request, Response
+from fastapi import Request
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from geobacter_core.api.models import MAX_PLACES, EmbeddingsQuery
@@ -18,22 +19,22 @@ from geobacter_core.geo import Floats, Place
 
 JSON = "application/json"
 ARROW = "application/vnd.apache.arrow.stream"
-Body = TypeVar("Body", bound=BaseModel)
+Body = TypeVar("Body")
+_PLACES = TypeAdapter(EmbeddingsQuery)
 
 
-class Json(Response):
+class Json(JSONResponse):
     """An answer as JSON; arrays are written as they are, which for thousands of embeddings saves seconds."""
-
-    media_type = JSON
 
     def render(self, content: object) -> bytes:
         """The bytes."""
         return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def body_schema(model: type[BaseModel], is_arrow: bool = False) -> dict[str, Any]:
-    """The body of an operation that reads it itself, for OpenAPI."""
-    content: dict[str, Any] = {JSON: {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+def body_schema(*models: type[BaseModel], is_arrow: bool = False) -> dict[str, Any]:
+    """The body of an operation that reads it itself, for OpenAPI: one of some models, or Arrow."""
+    schemas = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in models]
+    content: dict[str, Any] = {JSON: {"schema": schemas[0] if len(schemas) == 1 else {"oneOf": schemas}}}
     if is_arrow:
         content[ARROW] = {"schema": {"type": "string", "format": "binary", "description": "columns lon and lat"}}
     return {"required": True, "content": content}
@@ -52,14 +53,14 @@ def content_type(request: Request, others: Sequence[str] = ()) -> str:
     return kind
 
 
-def parsed(model: type[Body], body: bytes) -> Body:
+def parsed(model: TypeAdapter[Body], body: bytes) -> Body:
     """A body of JSON as a model.
 
     Raises:
         ApiError: It is no JSON, or not what the model wants.
     """
     try:
-        return TypeAdapter(model).validate_json(body)
+        return model.validate_json(body)
     except ValidationError as problem:
         errors = problem.errors()
         if errors[0]["type"] == "json_invalid":
@@ -75,7 +76,7 @@ def places_in(body: bytes, kind: str) -> tuple[Floats, Floats]:
         PlaceError: One of them is not on the map.
     """
     if kind != ARROW:
-        places = parsed(EmbeddingsQuery, body).places
+        places = parsed(_PLACES, body).places
         return np.array([each.lon for each in places]), np.array([each.lat for each in places])
     try:
         with pa.ipc.open_stream(io.BytesIO(body)) as stream:

@@ -1,8 +1,8 @@
 """What the API takes and gives: the schemas of its OpenAPI document."""
 
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from geobacter_core.geo import MERCATOR_MAX_LAT
 
@@ -29,6 +29,9 @@ K = Annotated[int, Field(ge=1, le=MAX_K, description="how many cells at most")]
 Metres = Annotated[float, Field(ge=0, le=2e7, allow_inf_nan=False, description=_DISTANCE)]
 
 
+LonLat = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -46,28 +49,39 @@ class EmbeddingsQuery(_Body):
     places: Annotated[list[PlaceBody], Field(max_length=MAX_PLACES, description="in the order of the answer")]
 
 
-class SimilarQuery(_Body):
-    """What similar cells are searched for: an embedding, or places, whose mean embedding it is then."""
-
-    embedding: Annotated[
-        list[Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]] | None,
-        Field(min_length=1, max_length=4096, description="of any length but 0; its direction counts"),
-    ] = None
-    places: Annotated[list[PlaceBody] | None, Field(min_length=1, max_length=MAX_PICKED)] = None
+class _Search(_Body):
     k: K = 10
     regions: Annotated[
-        list[str] | None, Field(max_length=1000, description="where to search; everywhere if absent")
+        list[Annotated[str, Field(min_length=1)]] | None,
+        Field(min_length=1, max_length=1000, description="where to search; everywhere if absent"),
     ] = None
     min_distance_m: Annotated[Metres, Field(description="results are so far from each other, and from the places")] = 0
+
+
+class SimilarToEmbedding(_Search):
+    """An embedding, of which the nearest cells are searched for."""
+
+    embedding: Annotated[
+        list[Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]],
+        Field(min_length=1, max_length=4096, description="as many numbers as the encoder's; its direction counts"),
+    ]
+
+
+class SimilarToPlaces(_Search):
+    """Places; cells are searched for that are like all of them (their mean embedding), and not themselves."""
+
+    places: Annotated[list[PlaceBody], Field(min_length=1, max_length=MAX_PICKED)]
     max_distance_m: Annotated[Metres | None, Field(description="and at most so far from the nearest place")] = None
 
-    @model_validator(mode="after")
-    def _is_one_of_both(self) -> Self:
-        if (self.embedding is None) == (self.places is None):
-            raise ValueError("give either `embedding` or `places`")
-        if self.places is None and self.max_distance_m is not None:
-            raise ValueError("`max_distance_m` is measured from `places`, and there are none")
-        return self
+
+def _of_places(body: object) -> str:
+    return "places" if isinstance(body, dict) and "places" in body else "embedding"
+
+
+SimilarQuery = Annotated[
+    Annotated[SimilarToPlaces, Tag("places")] | Annotated[SimilarToEmbedding, Tag("embedding")],
+    Discriminator(_of_places),
+]
 
 
 class EmbeddingAnswer(BaseModel):
@@ -77,7 +91,7 @@ class EmbeddingAnswer(BaseModel):
     lat: float
     region: str = Field(description="the region whose tiles the window was cut from")
     cell: str = Field(description="the H3 cell that the place lies in, of the region's resolution")
-    boundary: list[tuple[float, float]] = Field(description="the cell's outline, lon and lat")
+    boundary: list[LonLat] = Field(description="the cell's outline, lon and lat")
     encoder: str = Field(description="name/version in the registry")
     version: int
     embedding: list[float] = Field(description="of length 1")
@@ -98,7 +112,7 @@ class Found(BaseModel):
 
     region: str
     cell: str
-    boundary: list[tuple[float, float]] = Field(description="the cell's outline, lon and lat")
+    boundary: list[LonLat] = Field(description="the cell's outline, lon and lat")
     lon: float = Field(description="of its centre")
     lat: float
     similarity: float = Field(description="cosine of the embeddings, -1 to 1")
@@ -120,7 +134,7 @@ class Step(BaseModel):
     t: float = Field(description="0 at the start, 1 at the end")
     region: str
     cell: str
-    boundary: list[tuple[float, float]]
+    boundary: list[LonLat]
     lon: float
     lat: float
     similarity: float
@@ -138,7 +152,7 @@ class RegionAnswer(BaseModel):
     """A region that is served."""
 
     name: str
-    bounds: tuple[float, float, float, float] = Field(description="west, south, east, north")
+    bounds: list[float] = Field(min_length=4, max_length=4, description="west, south, east, north")
     cell_resolution: int
     n_cells: int = Field(description="0 where there is no table yet")
     osm_timestamp: str | None

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from geobacter_core.api.batching import BusyError
 from geobacter_core.errors import (
@@ -81,8 +82,8 @@ def of_error(error: GeobacterError) -> Response:
             return problem(404, str(error))
         case PlaceError():
             return problem(422, str(error))
-        case QueryError():
-            return problem(422, str(error))
+        case QueryError():  # it may be right with another encoder
+            return problem(409, str(error))
         case TileCacheError() | FeaturesError() | EmbeddingsError():
             _log.warning("%s", error)
             detail = "What the answer is made from is being replaced or is damaged. Try again; the log says more."
@@ -113,9 +114,13 @@ def add_handlers(app: FastAPI) -> None:
         return problem(422, said(error.errors()))
 
     @app.exception_handler(HTTPException)
-    async def of_http(_: Request, error: HTTPException) -> Response:
+    async def of_http(request: Request, error: HTTPException) -> Response:
         answer = problem(error.status_code, str(error.detail))
         answer.headers.update(error.headers or {})
+        if error.status_code == 405:  # there, Starlette names the methods of one route of several
+            matching = [route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE]
+            methods = {method for route in matching for method in getattr(route, "methods", None) or ()}
+            answer.headers["Allow"] = ", ".join(sorted(methods))
         return answer
 
     @app.exception_handler(Exception)

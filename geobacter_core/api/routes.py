@@ -6,9 +6,9 @@ from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import shapely
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import FileResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
 from geobacter_core.api.batching import Batcher
@@ -40,6 +40,8 @@ from geobacter_core.api.models import (
     RegionsAnswer,
     SimilarAnswer,
     SimilarQuery,
+    SimilarToEmbedding,
+    SimilarToPlaces,
 )
 from geobacter_core.api.problems import ApiError, responses
 from geobacter_core.api.state import ServedRegion, Service, Snapshot
@@ -59,9 +61,13 @@ _CSP = (
     "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; connect-src 'self'; "
     "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_PAIR = r"^-?\d{1,3}(\.\d{1,17})?,-?\d{1,3}(\.\d{1,17})?$"
+_LON = r"-?(180(\.0{1,17})?|(1[0-7]\d|\d{1,2})(\.\d{1,17})?)"
+_LAT = r"-?(85(\.0{1,17})?|([0-7]?\d|8[0-4])(\.\d{1,17})?)"
+_PAIR = f"^{_LON},{_LAT}$"
 _Pair = Annotated[str, Query(pattern=_PAIR, max_length=64, description="lon,lat in degrees", examples=["24.94,60.17"])]
+_SIMILAR: TypeAdapter[SimilarToPlaces | SimilarToEmbedding] = TypeAdapter(SimilarQuery)
 _OF_BODIES = (400, 404, 408, 413, 415, 422)
+_OF_SEARCHES = (*_OF_BODIES, 409)
 _CACHED = {"Cache-Control": "private, max-age=60"}
 _PLAIN = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -72,7 +78,7 @@ def _operation(
     *answers: type[BaseModel] | str,
     tag: str = "",
     problems: Sequence[int] | None = (),
-    body: type[BaseModel] | None = None,
+    body: Sequence[type[BaseModel]] = (),
     may_be_empty: bool = False,
 ) -> Callable[[_Method], _Method]:
     """Mark a method as an operation, with what OpenAPI is to say of it besides its docstring.
@@ -82,7 +88,7 @@ def _operation(
         answers: Models of JSON, and media types of anything else, that it answers with.
         tag: Its group; without one it is not in the document.
         problems: Statuses that it can fail with besides those of all operations; None where it cannot.
-        body: What a POST brings, which it reads itself.
+        body: What a POST brings, which it reads itself: one of these.
         may_be_empty: Whether it can answer 204.
     """
     good: dict[str, Any] = {"content": {kind: {"schema": _STREAM} for kind in answers if isinstance(kind, str)}}
@@ -98,14 +104,14 @@ def _operation(
     def mark(method: _Method) -> _Method:
         method._route = {  # type: ignore[attr-defined]
             "path": path,
-            "methods": ["GET" if body is None else "POST"],
+            "methods": ["POST" if body else "GET"],
             "responses": documented,
             "response_class": Json if models else Response,
             "tags": [tag],
             "summary": (method.__doc__ or "").rstrip("."),
             "description": " ",
             "include_in_schema": bool(tag),
-            "openapi_extra": None if body is None else {"requestBody": body_schema(body, is_arrow=ARROW in answers)},
+            "openapi_extra": {"requestBody": body_schema(*body, is_arrow=ARROW in answers)} if body else None,
         }
         return method
 
@@ -125,13 +131,11 @@ class Routes:
         self._metrics = metrics
         self._tiles = Remembered()
 
-    def router(self) -> APIRouter:
-        """The routes to these operations."""
-        router = APIRouter()
+    def add_to(self, app: FastAPI) -> None:
+        """Add the routes to these operations."""
         for name, method in vars(type(self)).items():
             if hasattr(method, "_route"):
-                router.add_api_route(endpoint=getattr(self, name), response_model=None, **method._route)
-        return router
+                app.add_api_route(endpoint=getattr(self, name), response_model=None, **method._route)
 
     # The server and what it has.
 
@@ -210,7 +214,7 @@ class Routes:
             }
         )
 
-    @_operation("/embeddings", EmbeddingsAnswer, ARROW, tag="embeddings", problems=_OF_BODIES, body=EmbeddingsQuery)
+    @_operation("/embeddings", EmbeddingsAnswer, ARROW, tag="embeddings", problems=_OF_BODIES, body=(EmbeddingsQuery,))
     async def embeddings(self, request: Request) -> Response:
         """Embeddings of up to 10,000 places: JSON, or by `Accept` an Arrow stream."""
         places = self._snapshot.ready()
@@ -248,16 +252,19 @@ class Routes:
         near = Near((Place(lon, lat),), min_distance_m, max_distance_m)
         return await self._found(places, tables, row, k, near, min_distance_m)
 
-    @_operation("/similar", SimilarAnswer, tag="search", problems=_OF_BODIES, body=SimilarQuery)
+    @_operation(
+        "/similar", SimilarAnswer, tag="search", problems=_OF_SEARCHES, body=(SimilarToPlaces, SimilarToEmbedding)
+    )
     async def similar_to(self, request: Request) -> Response:
         """The cells most similar to an embedding, or to several places."""
         content_type(request)
-        query = parsed(SimilarQuery, await request.body())
+        query = parsed(_SIMILAR, await request.body())
         places, tables = self._snapshot.tables(query.regions)
-        if query.embedding is not None:
-            vector, near = np.array(query.embedding, np.float32), None
+        near: Near | None = None
+        if isinstance(query, SimilarToEmbedding):
+            vector = np.array(query.embedding, np.float32)
         else:
-            picked = [Place(each.lon, each.lat) for each in query.places or []]
+            picked = [Place(each.lon, each.lat) for each in query.places]
             vector = (await self._embedded(places, *_arrays(picked))).mean(axis=0)
             near = Near(tuple(picked), query.min_distance_m, query.max_distance_m)
         return await self._found(places, tables, vector, query.k, near, query.min_distance_m)
@@ -294,7 +301,7 @@ class Routes:
 
         return Json({"encoder": places.encoder.version.name, "steps": await run_in_threadpool(walk)})
 
-    @_operation("/arithmetic", SimilarAnswer, tag="search", problems=(404, 422))
+    @_operation("/arithmetic", SimilarAnswer, tag="search", problems=(404, 409, 422))
     async def arithmetic(
         self,
         plus: Annotated[list[_Pair], Query(min_length=1, max_length=MAX_PICKED)],

@@ -145,6 +145,7 @@ class Service:
 
     def start(self) -> None:
         """Look once, and then every few seconds in a thread."""
+        self._ended.clear()
         self.look()
         self._thread = threading.Thread(target=self._keep_looking, name="looking", daemon=True)
         self._thread.start()

@@ -152,3 +152,6 @@ def test_a_region_that_grows_has_new_cells_and_can_be_read_back(helsinki, versio
     assert set(changes.cause) == {"new"}
     assert np.isnan(changes.distance).all()
     assert read_back(path, small.digest).equals(before.select(ROWS))
+    again = made(shapely.box(west, south, (west + east) / 2, north))
+    assert (again.digest, again.n_moved) == (small.digest, 0)
+    assert digests_before(path) == [small.digest, whole.digest, small.digest]

@@ -91,6 +91,7 @@ def change_rows(
 ) -> pa.Table:
     """Rows of a change table; those of new cells have the cause `new`, and what is said of them before is left out."""
     is_new = np.array([cause == "new" for cause in causes], bool)
+    before = np.where(is_new[:, None], np.float32(0), before)
     cosine = np.einsum("nd,nd->n", before.astype(np.float64), after.astype(np.float64))
     columns = schema()
     known = [None if new else row for new, row in zip(is_new, before, strict=True)]
@@ -117,11 +118,11 @@ def write_changes(path: Path, parts: list[Path], before: Mapping[str, Any], dige
 
     Args:
         path: The table.
-        parts: Change tables in the order of cells.
+        parts: Change tables in the order of cells; none where cells only went.
         before: Metadata of the table before.
         digest: Of the table after.
     """
-    if digest == before["digest"] or not parts:
+    if digest == before["digest"]:
         return 0
     tables = [pq.read_table(part) for part in parts]
     number = 1 + max((number for number, _, _ in _numbered(path)), default=0)

@@ -29,7 +29,7 @@ from geobacter_core.geo import Floats
 KEEP_DAYS = 90
 """How long earlier states can be read back, since they were replaced."""
 _CHANGES = ".changes.parquet"
-CAUSES = ("window", "context", "surroundings", "new")
+CAUSES = ("window", "context", "surroundings", "new", "moved")
 _DAY_S = 86400.0
 _log = logging.getLogger(__name__)
 
@@ -50,9 +50,12 @@ def schema() -> pa.Schema:
 
 
 COLUMNS = {
-    "cell": "H3 index of the cell",
+    "cell": "H3 index of the cell, or its id in the user's grid",
     "distance": "1 less the cosine of the embeddings before and after, 0 to 2; null for a new cell",
-    "cause": "the smallest of window, context and surroundings under which a tile changed; or new",
+    "cause": (
+        "the smallest of window, context and surroundings under which a tile changed; or new; or moved, where a user's "
+        "grid has the id elsewhere"
+    ),
     "embedding_before": "the row's embedding before",
     "window_digest_before": "the row's window_digest before",
     "osm_timestamp_before": "the row's osm_timestamp before",
@@ -64,7 +67,7 @@ class Changes:
     """What a refresh changed.
 
     Attributes:
-        cells: H3 strings `[N]`, ascending.
+        cells: Names `[N]`, in the order of the table.
         distance: 1 less the cosine of the embeddings before and after, `[N]`; NaN for a new cell.
         cause: One of `CAUSES`, `[N]`.
         since: The OSM timestamp of the table before.
@@ -118,7 +121,7 @@ def write_changes(path: Path, parts: list[Path], before: Mapping[str, Any], dige
 
     Args:
         path: The table.
-        parts: Change tables in the order of cells; none where cells only went.
+        parts: Change tables in the order of cells; none where rows only went, or shapes changed.
         before: Metadata of the table before.
         digest: Of the table after.
     """
@@ -196,7 +199,8 @@ def digests_before(path: Path) -> list[str]:
 def read_back(path: Path, digest: str) -> pa.Table:
     """The rows `cell`, `embedding`, `window_digest`, `osm_timestamp` of the table at `path` when it had a digest.
 
-    Cells that are of the region no more are left out.
+    Cells that are of the region no more are left out. Those of an earlier state ascend by name, in whichever
+    order the table is.
 
     Raises:
         EmbeddingsError: That state is older than what is kept, or was none of this table; or something is damaged.

@@ -7,7 +7,7 @@ the ground of one H3 cell, so that memory stays flat, and a part of the table ca
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import h3
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import shapely
 from numpy.typing import NDArray
@@ -328,6 +329,15 @@ class UserGrid:
             np.asarray(shapely.from_wkb(wkb[order]), object),
             np.argsort(order),
         )
+
+    def find(self, ids: Sequence[str]) -> tuple[Floats, Floats]:
+        """Longitudes and latitudes of rows' places, degrees, `[N]`; NaN where no row on the ground has the id."""
+        at = pc.index_in(pa.array(ids, pa.large_string()), value_set=self._rows.ids).to_numpy(zero_copy_only=False)
+        is_there = np.isfinite(at)
+        rows = at[is_there].astype(np.int64)
+        lon, lat = np.full(len(at), np.nan), np.full(len(at), np.nan)
+        lon[is_there], lat[is_there] = self._rows.lon[rows], self._rows.lat[rows]
+        return lon, lat
 
     @property
     def _rows(self) -> GridRows:

@@ -25,6 +25,7 @@ Digests = tuple[str, ...]
 
 def refresh(data: Path, extract: Path, address: str, style: str, resolution: int) -> Digests:
     """The chain of a region, brought up to date; digests of extract, features, tiles and table."""
+    from geobacter_core.cells import H3Grid
     from geobacter_core.embeddings.embed import embed_region
     from geobacter_core.osm.changes import update_extract
     from geobacter_core.osm.extract import load_extract
@@ -45,8 +46,8 @@ def refresh(data: Path, extract: Path, address: str, style: str, resolution: int
     features = build_features(update.extract, pbf, all_keys(), settings.features_folder(region.name))
     tiles = build_region(settings, region, style).manifest
     table = settings.embeddings_file(region.name)
-    ground = update.extract.ground
-    made = embed_region(table, open_cache(settings, region), ground, resolution, encoder.version, lambda _: encoder)
+    grid = H3Grid(update.extract.ground, resolution)
+    made = embed_region(table, open_cache(settings, region), grid, encoder.version, lambda _: encoder)
     return update.extract.sha256, features.digest, tiles.digest, made.digest
 
 

@@ -135,6 +135,7 @@ class Month:
         """The same of a build from the present extract in an empty folder."""
         from dataclasses import replace
 
+        from geobacter_core.cells import grid_of
         from geobacter_core.embeddings.embed import embed_region
         from geobacter_core.encoder.registry import Registry
         from geobacter_core.osm.extract import fetch_extract, load_extract
@@ -155,7 +156,7 @@ class Month:
         build_region(settings, region, settings.style)
         cache = open_cache(settings, region)
         table = settings.embeddings_file(REGION)
-        made = embed_region(table, cache, extract.ground, region.cell_resolution, champion, registry.load)
+        made = embed_region(table, cache, grid_of(region, extract.ground), champion, registry.load)
         return features.digest, cache.manifest.digest, made.digest
 
     def _region(self) -> "Region":

@@ -69,6 +69,7 @@ def buildings(source: Path) -> list[tuple[int, float, float]]:
 
 def brought_up_to_date(data: Path, pbf: Path, encoder: "Encoder", resolution: int) -> "tuple[EmbedResult, int, Times]":
     """The chain of a region from a file: its table, the chunks that were rendered, and the seconds of each step."""
+    from geobacter_core.cells import H3Grid
     from geobacter_core.embeddings.embed import embed_region
     from geobacter_core.osm.extract import fetch_extract, load_extract
     from geobacter_core.osm.features import build_features
@@ -89,7 +90,7 @@ def brought_up_to_date(data: Path, pbf: Path, encoder: "Encoder", resolution: in
     built = build_region(settings, region, style)
     at.append(time.perf_counter())
     cache, table = open_cache(settings, region), settings.embeddings_file(region.name)
-    made = embed_region(table, cache, extract.ground, resolution, encoder.version, lambda _: encoder)
+    made = embed_region(table, cache, H3Grid(extract.ground, resolution), encoder.version, lambda _: encoder)
     at.append(time.perf_counter())
     return made, built.n_rendered, Times(*(end - begin for begin, end in pairwise(at)))
 

@@ -111,6 +111,7 @@ def encoding(folder: Path, extract_folder: Path, styles: Sequence[str], repeats:
     import numpy as np
     import torch
 
+    from geobacter_core.cells import H3Grid
     from geobacter_core.embeddings.embed import embed_region
     from geobacter_core.encoder.device import single_threads
     from geobacter_core.encoder.version import Encoder
@@ -140,7 +141,8 @@ def encoding(folder: Path, extract_folder: Path, styles: Sequence[str], repeats:
             rates["bare"].append(len(held) / (time.perf_counter() - begun))
             table = folder / f"table-{name}-{repeat}" / "embeddings.parquet"
             begun = time.perf_counter()
-            made = embed_region(table, cache, extract.ground, resolution, version, lambda _, encoder=encoder: encoder)
+            grid = H3Grid(extract.ground, resolution)
+            made = embed_region(table, cache, grid, version, lambda _, encoder=encoder: encoder)
             rates["table"].append(made.n_cells / (time.perf_counter() - begun))
         ratio = statistics.median(t / b for t, b in zip(rates["table"], rates["bare"], strict=True))
         limit, full = (statistics.median(rates[kind]) for kind in ("bare", "table"))

@@ -69,6 +69,10 @@ class RegistryError(GeobacterError):
     """MLflow's tracking server or registry cannot be reached or lacks what was asked for."""
 
 
+class GridError(GeobacterError):
+    """A user's grid of cells is missing, is not GeoParquet, or has wrong ids or geometries."""
+
+
 class EmbeddingsError(GeobacterError):
     """An embedding table is missing, damaged, or cannot be made."""
 

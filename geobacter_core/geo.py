@@ -5,7 +5,7 @@ WGS 84 ellipsoid. A pixel is a zoom-16 tile pixel, counted east and south from t
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,7 +206,7 @@ def mercator_scale(lat: Floats) -> tuple[Floats, Floats]:
     return np.sqrt(w2) / np.cos(phi), w2**1.5 / ((1 - _E2) * np.cos(phi))
 
 
-def window_half_px(lat: Floats, size_m: float) -> tuple[Floats, Floats]:
+def window_half_px(lat: Floats, size_m: float | Floats) -> tuple[Floats, Floats]:
     """Half width and half height, in zoom-16 pixels, of windows of `size_m` ground metres at latitudes in degrees."""
     scale_x, scale_y = mercator_scale(lat)
     px_per_m = WORLD_PX / WORLD_M
@@ -238,7 +238,7 @@ def ground_distance_m(lon_a: Floats, lat_a: Floats, lon_b: Floats, lat_b: Floats
 
 
 @dataclass(frozen=True, slots=True)
-class Cells:
+class H3Cells:
     """A batch of H3 cells in ascending order of index.
 
     Attributes:
@@ -254,9 +254,9 @@ class Cells:
     def __len__(self) -> int:
         return len(self.index)
 
-    def take(self, rows: NDArray[np.int64]) -> "Cells":
+    def take(self, rows: NDArray[np.int64]) -> "H3Cells":
         """Some of them."""
-        return Cells(self.index[rows], self.lon[rows], self.lat[rows])
+        return H3Cells(self.index[rows], self.lon[rows], self.lat[rows])
 
     @property
     def names(self) -> list[str]:
@@ -264,21 +264,33 @@ class Cells:
         return [h3.int_to_str(int(index)) for index in self.index]
 
     @property
-    def polygons(self) -> NDArray[Any]:
+    def geometries(self) -> NDArray[Any]:
         """The cells' boundaries as shapely polygons, degrees, lon first."""
-        boundaries = [h3.cell_to_boundary(name) for name in self.names]
-        if not boundaries:
-            return np.empty(0, object)
-        of_cell = np.repeat(np.arange(len(boundaries)), [len(boundary) for boundary in boundaries])
-        rings = shapely.linearrings(np.concatenate(boundaries)[:, ::-1], indices=of_cell)
-        return np.asarray(shapely.polygons(rings), object)
+        return h3_polygons(self.names)
+
+    @property
+    def along_ground(self) -> NDArray[np.int64]:
+        """The rows in an order that follows the ground, which their own does."""
+        return np.arange(len(self))
+
+
+def h3_polygons(names: Sequence[str]) -> NDArray[Any]:
+    """The boundaries of H3 cells as shapely polygons, degrees, lon first."""
+    boundaries = [h3.cell_to_boundary(name) for name in names]
+    if not boundaries:
+        return np.empty(0, object)
+    of_cell = np.repeat(np.arange(len(boundaries)), [len(boundary) for boundary in boundaries])
+    rings = shapely.linearrings(np.concatenate(boundaries)[:, ::-1], indices=of_cell)
+    return np.asarray(shapely.polygons(rings), object)
 
 
 _FINER_BY = 4
+MAX_BATCH = 7**_FINER_BY
+"""2,401: so many descendants a cell has at most."""
 
 
-def cells_within(ground: shapely.Geometry, resolution: int) -> Iterator[Cells]:
-    """The H3 cells whose centre lies within `ground` (degrees), in ascending order, in batches of at most 2,401.
+def cells_within(ground: shapely.Geometry, resolution: int) -> Iterator[H3Cells]:
+    """The H3 cells whose centre lies within `ground` (degrees), in ascending order, in batches of at most `MAX_BATCH`.
 
     A batch is the descendants of one coarse cell, so memory stays flat however large the ground is.
     """
@@ -301,7 +313,7 @@ def coarse_cells(ground: shapely.Geometry, resolution: int) -> list[str]:
     return sorted({neighbour for cell in overlapping for neighbour in h3.grid_disk(cell, 1)})
 
 
-def cells_of(coarse: str, ground: shapely.Geometry, resolution: int) -> Cells:
+def cells_of(coarse: str, ground: shapely.Geometry, resolution: int) -> H3Cells:
     """The descendants of a coarse cell whose centre lies within `ground` (degrees), in ascending order."""
     shapely.prepare(ground)
     names, centres = [coarse], np.empty((1, 2))
@@ -317,7 +329,7 @@ def cells_of(coarse: str, ground: shapely.Geometry, resolution: int) -> Cells:
             break
     order = np.argsort(names)
     index = np.array([h3.str_to_int(names[row]) for row in order], dtype=np.uint64)
-    return Cells(index, centres[order, 1], centres[order, 0])
+    return H3Cells(index, centres[order, 1], centres[order, 0])
 
 
 def reach_m(resolution: int) -> float:

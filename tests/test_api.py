@@ -20,6 +20,7 @@ from geobacter_core.api.batching import Batcher, BusyError
 from geobacter_core.api.bodies import ARROW
 from geobacter_core.api.serve import check_host, is_loopback
 from geobacter_core.api.state import Service
+from geobacter_core.cells import H3Grid
 from geobacter_core.embeddings.embed import embed_region
 from geobacter_core.embeddings.places import Ground, Places, find_ground, style_of
 from geobacter_core.embeddings.table import read_table
@@ -48,7 +49,7 @@ def served(helsinki, registration, tmp_path_factory):
     registry = Registry(settings)
     registry.promote(registration.version)
     table = settings.embeddings_file("helsinki")
-    embed_region(table, helsinki.cache, helsinki.extract.ground, 10, registration.version, registry.load)
+    embed_region(table, helsinki.cache, H3Grid(helsinki.extract.ground, 10), registration.version, registry.load)
     return settings
 
 
@@ -549,7 +550,9 @@ def test_a_new_table_is_served_and_a_damaged_one_is_not(served, registration, he
         path = settings.embeddings_file("helsinki")
         other = dataclasses.replace(registration.version, version=99)
         load = Registry(served).load
-        embed_region(path, helsinki.cache, helsinki.extract.ground, 9, other, lambda _: load(registration.version))
+        embed_region(
+            path, helsinki.cache, H3Grid(helsinki.extract.ground, 9), other, lambda _: load(registration.version)
+        )
         assert client.get("/regions").json()["regions"][0]["digest"] == before
         service.look()
         region = client.get("/regions").json()["regions"][0]

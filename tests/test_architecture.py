@@ -10,7 +10,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 CORE = REPOSITORY / "geobacter_core"
 LAYERS = ["base", "osm", "tiles", "samples", "encoder", "evaluation", "embeddings", "top"]
-BASE = {"ahead", "errors", "files", "geo", "regions", "settings", "splice"}
+BASE = {"ahead", "cells", "errors", "files", "geo", "grid_file", "regions", "settings", "splice"}
 
 
 def modules(folder=CORE):

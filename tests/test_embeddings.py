@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import shapely
 
+from geobacter_core.cells import H3Grid
 from geobacter_core.embeddings.embed import embed_region
 from geobacter_core.embeddings.query import interpolate, similar
 from geobacter_core.embeddings.table import COLUMNS, read_table
@@ -41,8 +42,7 @@ def make(helsinki, registration):
         return embed_region(
             path,
             cache or helsinki.cache,
-            ground,
-            resolution,
+            H3Grid(ground, resolution),
             version or registration.version,
             lambda version: Encoder(version, colours),
             **options,
@@ -63,7 +63,9 @@ def test_the_registered_encoders_tables_are_byte_for_byte_the_same(helsinki, reg
     registry = Registry(helsinki.settings)
     paths = [tmp_path / name / "embeddings.parquet" for name in ("one", "two")]
     for path in paths:
-        result = embed_region(path, helsinki.cache, helsinki.extract.ground, 10, registration.version, registry.load)
+        result = embed_region(
+            path, helsinki.cache, H3Grid(helsinki.extract.ground, 10), registration.version, registry.load
+        )
         assert result.n_cells == 144
     assert paths[0].read_bytes() == paths[1].read_bytes()
     embeddings = read_table(paths[0]).embeddings

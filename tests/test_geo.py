@@ -216,7 +216,7 @@ def test_ground_smaller_than_a_cell_has_the_cell_whose_centre_it_holds_or_none()
 
 def test_cells_have_their_centre_and_boundary():
     (cells,) = cells_within(shapely.box(24.94, 60.17, 24.943, 60.172), 11)
-    for name, lon, lat, polygon in zip(cells.names, cells.lon, cells.lat, cells.polygons, strict=True):
+    for name, lon, lat, polygon in zip(cells.names, cells.lon, cells.lat, cells.geometries, strict=True):
         assert (lat, lon) == h3.cell_to_latlng(name)
         assert polygon.contains(shapely.Point(lon, lat))
         assert len(polygon.exterior.coords) == 7

@@ -10,6 +10,7 @@ import pytest
 import shapely
 from test_refresh import brought_up_to_date, edited, embedded, largest_building, settings_in
 
+from geobacter_core.cells import H3Grid
 from geobacter_core.embeddings.embed import embed_region
 from geobacter_core.embeddings.history import (
     COLUMNS,
@@ -141,7 +142,7 @@ def test_a_region_that_grows_has_new_cells_and_can_be_read_back(helsinki, versio
     load = Registry(helsinki.settings).load
 
     def made(part):
-        return embed_region(path, helsinki.cache, part, 10, versions[0], load)
+        return embed_region(path, helsinki.cache, H3Grid(part, 10), versions[0], load)
 
     small = made(shapely.box(west, south, (west + east) / 2, north))
     before = pq.read_table(path)
@@ -152,3 +153,6 @@ def test_a_region_that_grows_has_new_cells_and_can_be_read_back(helsinki, versio
     assert set(changes.cause) == {"new"}
     assert np.isnan(changes.distance).all()
     assert read_back(path, small.digest).equals(before.select(ROWS))
+    again = made(shapely.box(west, south, (west + east) / 2, north))
+    assert (again.digest, again.n_moved) == (small.digest, 0)
+    assert digests_before(path) == [small.digest, whole.digest, small.digest]

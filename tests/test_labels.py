@@ -1,12 +1,15 @@
 """Files of labels: what each column becomes, and what is refused with which words."""
 
+import geopandas
 import h3
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import shapely
 
+from geobacter_core.cells import UserGrid
 from geobacter_core.errors import EvaluationError
 from geobacter_core.evaluation.labels import Places, read_labels
 
@@ -316,3 +319,40 @@ def test_the_sample_of_porto_alegre_is_read_as_published(shared_osm):
     ]  # fmt: skip
     assert [int(label.is_known.sum()) for label in table.labels] == [1227, 1227, 1222, 1222]
     assert table.left_out == {}
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """120 points a thousandth of a degree apart, of which the first 100 are in the region."""
+    points = shapely.points(np.arange(120) / 1000, 10.0)
+    frame = geopandas.GeoDataFrame({"id": range(120)}, geometry=points, crs="EPSG:4326")
+    frame.to_parquet(tmp_path / "grid.parquet")
+    return UserGrid(tmp_path / "grid.parquet", shapely.box(-0.0005, 9, 0.0995, 11))
+
+
+@pytest.mark.parametrize("name", ["cell", "id", "ID"])
+def test_rows_may_be_named_by_the_ids_of_the_regions_own_grid(name, grid, tmp_path):
+    labels = pd.DataFrame({name: np.arange(40, 140), "height": np.arange(100.0)}).sample(frac=1, random_state=1)
+    table = read_labels(written(tmp_path, labels), grid)
+    assert (len(table), table.cells) == (60, None)
+    (label,) = table.labels
+    np.testing.assert_allclose(np.round(table.places.lon * 1000), label.values + 40)
+    np.testing.assert_array_equal(table.places.lat, 10.0)
+
+
+def test_in_a_region_with_its_own_grid_h3_cells_and_points_still_say_where_rows_are(grid, tmp_path):
+    assert read_labels(written(tmp_path, frame(height=EVEN)), grid).cells == CELLS
+    points = pd.DataFrame({"id": [f"shop {n}" for n in range(N)], "lon": CENTRES[:, 1], "lat": CENTRES[:, 0]})
+    table = read_labels(written(tmp_path, points.assign(height=EVEN)), grid)
+    np.testing.assert_allclose(table.places.lon, CENTRES[:, 1])
+
+
+def test_ids_of_another_grid_and_ids_that_are_there_twice_are_refused(grid, tmp_path):
+    strange = pd.DataFrame({"cell": [f"other {n}" for n in range(N)], "height": EVEN})
+    with pytest.raises(
+        EvaluationError, match=r"column `cell`: none of its \d+ values is the id .* Give ids of that grid"
+    ):
+        read_labels(written(tmp_path, strange), grid)
+    twice = pd.DataFrame({"id": [*range(50), *range(50)], "height": np.arange(100.0)})
+    with pytest.raises(EvaluationError, match=r"column `id`: 0 is there more than once. Give each cell one row."):
+        read_labels(written(tmp_path, twice), grid)

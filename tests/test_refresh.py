@@ -8,6 +8,7 @@ import osmium
 import pyarrow.parquet as pq
 import pytest
 
+from geobacter_core.cells import H3Grid
 from geobacter_core.embeddings.before import tiles_file
 from geobacter_core.embeddings.embed import embed_region
 from geobacter_core.embeddings.table import read_metadata, read_table
@@ -70,11 +71,12 @@ def versions(registration):
     return registration.version, dataclasses.replace(registration.version, version=9, digest="9" * 64)
 
 
-def embedded(settings, version):
+def embedded(settings, version, grid=None):
     extract, _ = load_extract(settings.extract_folder("helsinki"))
     cache = TileCache(settings.tiles_folder("helsinki", "carto"))
     path = settings.embeddings_file("helsinki")
-    return embed_region(path, cache, extract.ground, RESOLUTION, version, lambda version: Encoder(version, colours))
+    grid = grid or H3Grid(extract.ground, RESOLUTION)
+    return embed_region(path, cache, grid, version, lambda version: Encoder(version, colours))
 
 
 def settings_in(folder):

@@ -52,7 +52,7 @@ def test_bounds_may_be_whole_numbers(regions_file):
         (
             'extract = "pyrosm:x"\nbuffer = 100',
             "buffer",
-            "The fields are bounds, cell_resolution, extract, labels, tile_server, train",
+            "The fields are bounds, cell_resolution, cells, extract, labels, tile_server, train",
         ),
         ("train = true", "extract", "required"),
         ('extract = "ftp:x"', "extract", "'ftp:' is not a source. Use pyrosm:NAME"),
@@ -160,6 +160,8 @@ def test_addresses_lose_user_password_and_query():
     assert without_secrets("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
 
 
-def test_labels_are_a_path_relative_to_the_regions_file(regions_file) -> None:
-    path = regions_file('[regions.a]\nextract = "pyrosm:x"\nlabels = "people.csv"\n')
-    assert load_regions(path)["a"].labels == str(path.parent / "people.csv")
+def test_labels_and_cells_are_paths_relative_to_the_regions_file(regions_file) -> None:
+    path = regions_file('[regions.a]\nextract = "pyrosm:x"\nlabels = "people.csv"\ncells = "own/grid.parquet"\n')
+    region = load_regions(path)["a"]
+    assert region.labels == str(path.parent / "people.csv")
+    assert region.cells == str(path.parent / "own" / "grid.parquet")

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import h3
 import numpy as np
+import pyarrow as pa
 import pytest
 import shapely
 from PIL import Image
@@ -18,7 +19,7 @@ from geobacter_core import plots
 from geobacter_core.embeddings.history import Changes
 from geobacter_core.embeddings.table import EmbeddingTable
 from geobacter_core.errors import TileCacheError
-from geobacter_core.geo import CHUNK_PX, CHUNK_TILES, CHUNK_ZOOM, TILE_PX, Bounds, Place, Tile
+from geobacter_core.geo import CHUNK_PX, CHUNK_TILES, CHUNK_ZOOM, TILE_PX, Bounds, Place, Tile, lonlat_to_pixel
 from geobacter_core.plots import cells, page, tiles
 from geobacter_core.report import build_report
 from geobacter_core.samples.split import block_split
@@ -240,10 +241,59 @@ def test_cells_too_small_to_draw_are_painted_as_points(cache):
     table = table_of(200)
     colours = np.full((200, 3), (200, 30, 40), np.uint8)
     box = cells._cells_box(table, 0.01)
-    layer, mask = cells._hexagon_layer(table, colours, box, 0.02, (60, 60))
+    layer, mask = cells._cell_layer(table, colours, box, 0.02, (60, 60), cells._radius_px(table))
     covered = np.asarray(mask) > 0
     assert covered.any()
     assert (np.asarray(layer)[covered] == (200, 30, 40)).all()
+
+
+def painted(shapes: list[shapely.Geometry]) -> np.ndarray:
+    """How cells of these shapes are painted in a picture of their box, a unit in whose coordinates is 100 pixels."""
+    degree = 1e-4
+    scaled = [shapely.affinity.scale(shape, degree, degree, origin=(0, 0)) for shape in shapes]
+    lon, lat = shapely.get_coordinates(shapely.centroid(scaled)).T
+    n = len(shapes)
+    table = replace(
+        table_of(n),
+        cells=np.array([f"own {number}" for number in range(n)]),
+        lon=lon,
+        lat=lat,
+        wkb=pa.array(shapely.to_wkb(scaled), pa.large_binary()),
+    )
+    colours = np.arange(1, 3 * n + 1).reshape(n, 3).astype(np.uint8)
+    (x, y), (x_one, _) = (lonlat_to_pixel(np.zeros(1), np.zeros(1)), lonlat_to_pixel(np.array([degree]), np.zeros(1)))
+    side = float(x_one[0] - x[0])
+    box = (float(x[0]), float(y[0]) - 4 * side, float(x[0]) + 4 * side, float(y[0]))
+    layer, mask = cells._cell_layer(table, colours, box, 100 / side, (400, 400), cells._radius_px(table))
+    return np.where(np.asarray(mask) > 200, (np.asarray(layer)[..., 0] + 2) // 3, 0)[::-1]
+
+
+def test_cells_of_ones_own_are_painted_in_their_shapes():
+    ring = shapely.box(0, 0, 3, 3).difference(shapely.box(1, 1, 2, 2))
+    apart = shapely.MultiPolygon([shapely.box(3.2, 0, 3.8, 1), shapely.box(3.2, 3, 3.8, 4)])
+    rows = painted([shapely.box(1, 1, 2, 2), ring, apart])
+    assert [int(rows[y, x]) for x, y in ((150, 150), (50, 50), (250, 150), (350, 50), (350, 350))] == [1, 2, 2, 3, 3]
+    assert [int(rows[y, x]) for x, y in ((350, 200), (150, 350))] == [0, 0]
+
+
+def test_points_are_painted_as_discs_that_touch():
+    rows = painted([shapely.Point(x + 0.5, y + 0.5) for y in range(4) for x in range(4)])
+    assert rows[350, 50] == 13
+    assert (rows[50, 10:90] == 1).all()
+    assert rows[100, 100] == 0
+    assert np.pi / 4 == pytest.approx((rows > 0).mean(), abs=0.03)
+
+
+def test_a_report_of_ones_own_cells_says_which(tmp_path, cache):
+    table = table_of(40)
+    metadata = {key: value for key, value in table.metadata.items() if key != "cell_resolution"}
+    metadata |= {"cells": "districts.parquet", "n_outside": 1234}
+    shapes = shapely.to_wkb(shapely.points(table.lon, table.lat))
+    own = replace(table, cells=np.array([f"d{n}" for n in range(40)]), metadata=metadata, wkb=pa.array(shapes))
+    changes = Changes(own.cells[:3], np.array([0.1, 0.2, np.nan]), np.array(["window"] * 3), "2024-01-01", "2024-02-01")
+    page = build_report(tmp_path, own, cache, GROUND, changes).page.read_text(encoding="utf-8")
+    assert "40 (of districts.parquet; 1,234 lie outside the region)" in page
+    assert (tmp_path / "changes.png").is_file()
 
 
 def test_the_busiest_place_of_a_tile_cache_is_shown(cache):

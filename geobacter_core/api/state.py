@@ -63,10 +63,9 @@ class ServedRegion:
 
     @property
     def cell_resolution(self) -> int:
-        """H3 resolution of its cells."""
-        if self.table is not None:
-            return int(self.table.metadata["cell_resolution"])
-        return self.region.cell_resolution
+        """H3 resolution of its cells; where they are those of a user's grid, the one that it is defined with."""
+        of_table = None if self.table is None else self.table.metadata.get("cell_resolution")
+        return self.region.cell_resolution if of_table is None else int(of_table)
 
     def boundary_at(self, cell: str) -> list[tuple[float, float]]:
         """The outline of an H3 cell, lon and lat in degrees."""

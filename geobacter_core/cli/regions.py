@@ -26,9 +26,10 @@ def list_regions() -> None:
     settings = Settings.from_environment()
     rows: list[tuple[str, ...]] = []
     for region in load_regions(settings.regions_file).values():
-        resolution, train = str(region.cell_resolution), _yes(region.train)
+        cells = str(region.cell_resolution) if region.cells is None else Path(region.cells).name
+        train = _yes(region.train)
         source = _source(region, settings.regions_file.parent)
-        rows.append((region.name, resolution, train, *_what_is_there(settings, region), source))
+        rows.append((region.name, cells, train, *_what_is_there(settings, region), source))
         if region.tile_server is not None:
             rows.append(("",) * 6 + (f"tile server {without_secrets(region.tile_server)}",))
     typer.echo(table(("region", ">cells", "train", "extract", "features", "tiles", "source"), rows))

@@ -5,6 +5,7 @@ their windows, and encodes those whose pixels differ; every other row is taken o
 """
 
 import logging
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,14 @@ import h3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 from numpy.typing import NDArray
 
+from geobacter_core.cells import H3_FINEST, Cells
 from geobacter_core.embeddings.table import Part, read_metadata, schema
 from geobacter_core.errors import EmbeddingsError
 from geobacter_core.files import check_pages, written_aside, xxh3_of_file
-from geobacter_core.geo import CHUNK_TILES, TILE_PX, Cells, Floats, lonlat_to_pixel, reach_m, window_half_px
+from geobacter_core.geo import CHUNK_TILES, TILE_PX, Floats, lonlat_to_pixel, reach_m, window_half_px
 from geobacter_core.tiles.cache import TileCache
 from geobacter_core.tiles.window import Scales
 
@@ -28,6 +31,8 @@ _FINER_BY = 2
 """Whether a coarse cell is touched is asked of its descendants: it may stick out far where nothing has changed."""
 _FEW = 32
 """With fewer than one tile in so many changed, windows are read strip by strip."""
+_FEW_GROUPS = 4
+"""So many row groups are looked through for names, and kept in memory; of more, an index of all names is made."""
 _RECIPE = b"geobacter:recipe"
 _TABLE = b"geobacter:table"
 _Tiles = dict[tuple[int, int], dict[str, Any]]
@@ -47,12 +52,14 @@ class Known:
         embeddings: float32 `[N, D]`; where there is no row, anything.
         digests: Of the windows, `[N]`; where there is no row, empty.
         timestamps: Milliseconds since 1970, `[N]`: the state of the map in which the window last changed.
+        has_moved: Whether the cell was somewhere else, `[N]`: a user's grid may give an id to another place.
     """
 
     is_there: NDArray[np.bool_]
     embeddings: NDArray[np.float32]
     digests: list[bytes]
     timestamps: NDArray[np.int64]
+    has_moved: NDArray[np.bool_]
 
     @classmethod
     def nothing(cls, n_cells: int, dim: int) -> "Known":
@@ -62,11 +69,22 @@ class Known:
             np.empty((n_cells, dim), np.float32),
             [b""] * n_cells,
             np.zeros(n_cells, np.int64),
+            np.zeros(n_cells, bool),
+        )
+
+    def take(self, rows: NDArray[np.int64]) -> "Known":
+        """What it says of some of them."""
+        return Known(
+            self.is_there[rows],
+            self.embeddings[rows],
+            [self.digests[row] for row in rows],
+            self.timestamps[rows],
+            self.has_moved[rows],
         )
 
 
 class Before:
-    """A table of the same encoder, read group by group in the order of its cells."""
+    """A table of the same encoder, read group by group."""
 
     def __init__(self, path: Path, file: pq.ParquetFile, metadata: dict[str, Any], cache: TileCache) -> None:
         self._file = file
@@ -74,7 +92,8 @@ class Before:
         groups = [file.metadata.row_group(number).column(0).statistics for number in range(file.num_row_groups)]
         self._first = np.array([group.min for group in groups])
         self._last = np.array([group.max for group in groups])
-        self._group: tuple[int, pa.Table] | None = None
+        self._groups: OrderedDict[int, pa.Table] = OrderedDict()
+        self._index: tuple[NDArray[np.uint64], NDArray[np.int64]] | None = None
         self._tiles = _read_tiles(path, str(metadata["recipe"]))
         self._changed = None if self._tiles is None else _changed_tiles(self._tiles, cache)
         self._cache = cache
@@ -101,9 +120,8 @@ class Before:
             file = pq.ParquetFile(path)
             if not file.schema_arrow.remove_metadata().equals(schema(int(metadata["embedding_dim"]))):
                 return None
-            if any(
-                file.metadata.row_group(number).column(0).statistics is None for number in range(file.num_row_groups)
-            ):
+            statistics = [file.metadata.row_group(group).column(0).statistics for group in range(file.num_row_groups)]
+            if any(of_cell is None or not of_cell.has_min_max for of_cell in statistics):
                 return None
             return cls(path, file, metadata, cache)
         except EmbeddingsError:  # missing, or said already by whoever asked whether it is up to date
@@ -113,18 +131,20 @@ class Before:
             return None
 
     def rows(self, cells: Cells) -> Known:
-        """What it says of cells, which come in ascending order from call to call."""
+        """What it says of cells, which come batch by batch in the order of the table, as far as it has them."""
         names = np.array(cells.names)
         known = Known.nothing(len(cells), self._dim)
         if not len(cells):
             return known
-        for group in np.flatnonzero((self._last >= names[0]) & (self._first <= names[-1])):
-            table = self._read(int(group))
+        for group in self._groups_with(names):
+            table = self._read(group)
             found = np.array(table["cell"].to_pylist())
             at = np.searchsorted(found, names)
             hit = np.flatnonzero((at < len(found)) & (found[np.minimum(at, len(found) - 1)] == names))
             rows = at[hit]
             known.is_there[hit] = True
+            lon, lat = (table[name].to_numpy()[rows] for name in ("lon", "lat"))
+            known.has_moved[hit] = (lon != cells.lon[hit]) | (lat != cells.lat[hit])
             known.embeddings[hit] = (
                 table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, self._dim)[rows]
             )
@@ -134,25 +154,50 @@ class Before:
                 known.digests[cell] = digests[row]
         return known
 
-    def untouched_parts(
-        self, of_parts: str, resolution: int, extent_m: float, size_px: int
-    ) -> dict[str, tuple[Part, int]]:
+    def _groups_with(self, names: NDArray[np.str_]) -> list[int]:
+        """Row groups that can have cells of these names, which ascend.
+
+        By the first and last name of each group. H3 cells follow the ground, as the groups do, and one group is left.
+        Ids need not: where many are left, by an index of all names.
+        """
+        groups = np.flatnonzero((self._last >= names[0]) & (self._first <= names[-1]))
+        if len(groups) > _FEW_GROUPS:
+            hashes, group_of = self._name_index()
+            wanted = _hashes(names.tolist())
+            at = np.minimum(np.searchsorted(hashes, wanted), len(hashes) - 1)
+            groups = np.unique(group_of[at[hashes[at] == wanted]])
+        return [int(group) for group in groups]
+
+    def _name_index(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Hashes of all names in ascending order, and the row group of each; 16 bytes a row."""
+        if self._index is None:
+            of_group = [
+                _hashes(self._file.read_row_group(group, columns=["cell"])["cell"].to_pylist())
+                for group in range(self._file.num_row_groups)
+            ]
+            hashes = np.concatenate(of_group)
+            order = np.argsort(hashes, kind="stable")
+            groups = np.repeat(np.arange(len(of_group)), [len(found) for found in of_group])
+            self._index = hashes[order], groups[order]
+        return self._index
+
+    def untouched_parts(self, of_parts: str, extent_m: float, size_px: int) -> dict[str, tuple[Part, int]]:
         """Parts that can be taken over as they are, by name, and the numbers of their row groups.
 
         Args:
             of_parts: What cells, and the words in their rows, follow from; a table of others has no such parts.
-            resolution: Of the cells.
             extent_m: Side of the widest window, ground metres.
             size_px: Side of the windows in pixels.
         """
         if self._changed is None or not self.parts or self.metadata.get("of_parts") != of_parts:
             return {}
-        finer = min(h3.get_resolution(self.parts[0].name) + _FINER_BY, resolution)
-        children = [h3.cell_to_children(part.name, finer) for part in self.parts]
-        of_part = np.repeat(np.arange(len(children)), [len(cells) for cells in children])
+        finer = [min(h3.get_resolution(part.name) + _FINER_BY, H3_FINEST) for part in self.parts]
+        children = [h3.cell_to_children(part.name, at) for part, at in zip(self.parts, finer, strict=True)]
+        n_children = [len(cells) for cells in children]
+        of_part = np.repeat(np.arange(len(children)), n_children)
         lat, lon = np.array([h3.cell_to_latlng(cell) for cells in children for cell in cells]).T
-        around = Cells(np.zeros(len(lat), np.uint64), lon, lat)
-        is_touched = self.touched(around, 2 * reach_m(finer) + extent_m, size_px)
+        around_m = np.repeat([2 * reach_m(at) + extent_m for at in finer], n_children)
+        is_touched = self.touched(lon, lat, around_m, size_px)
         untouched = np.flatnonzero(np.bincount(of_part[is_touched], minlength=len(children)) == 0)
         return {self.parts[number].name: (self.parts[number], int(number)) for number in untouched}
 
@@ -160,20 +205,21 @@ class Before:
         """Write down the tiles of today; of chunks that have not changed, as they were written down before."""
         write_tiles(self._path, recipe, self._cache, self._tiles)
 
-    def touched(self, cells: Cells, extent_m: float, size_px: int) -> NDArray[np.bool_]:
-        """Whether a tile under the windows of cells has changed, `[N]`; true everywhere if that is not known.
+    def touched(self, lon: Floats, lat: Floats, extent_m: float | Floats, size_px: int) -> NDArray[np.bool_]:
+        """Whether a tile under the windows of places has changed, `[N]`; true everywhere if that is not known.
 
         Args:
-            cells: The cells.
-            extent_m: Side of the widest window, ground metres.
+            lon: Of the places, degrees, `[N]`.
+            lat: Of the places, degrees, `[N]`.
+            extent_m: Side of the widest window, ground metres, of all or of each.
             size_px: Side of the windows in pixels.
         """
         if self._changed is None:
-            return np.ones(len(cells), bool)
+            return np.ones(len(lon), bool)
         if not len(self._changed):
-            return np.zeros(len(cells), bool)
-        x, y = lonlat_to_pixel(cells.lon, cells.lat)
-        half_x, half_y = window_half_px(cells.lat, extent_m)
+            return np.zeros(len(lon), bool)
+        x, y = lonlat_to_pixel(lon, lat)
+        half_x, half_y = window_half_px(lat, extent_m)
         margin = _REDUCED_PX * np.maximum(half_x, half_y) / size_px + _SPARE_PX
         corner, raster = _as_raster(self._changed)
         low = [_tile(x - half_x - margin, corner[0]), _tile(y - half_y - margin, corner[1])]
@@ -185,24 +231,34 @@ class Before:
         n_changed = raster[east, south] - raster[west, south] - raster[east, north] + raster[west, north]
         return np.asarray(n_changed > 0)
 
-    def causes(self, cells: Cells, scales: Scales, size_px: int) -> list[str]:
-        """The smallest of a cell's windows under which a tile has changed: `window`, `context` or `surroundings`.
+    def causes(self, cells: Cells, known: Known, scales: Scales, size_px: int) -> list[str]:
+        """Why the rows of cells changed, of which this is known: one of `history.CAUSES` each, `[N]`.
 
-        Where the changed tiles are not known, the largest.
+        The smallest of a cell's windows under which a tile has changed, and where the changed tiles are not known, the
+        largest; or that the cell is new, or has moved.
         """
         widths = {"surroundings": scales.surroundings_m, "context": scales.context_m, "window": scales.size_m}
         causes = np.full(len(cells), next(name for name, side_m in widths.items() if side_m is not None), "U12")
         for name, side_m in widths.items():
             if side_m is not None and self._changed is not None:
-                causes[self.touched(cells, side_m, size_px)] = name
+                causes[self.touched(cells.lon, cells.lat, side_m, size_px)] = name
+        causes[known.has_moved] = "moved"
+        causes[~known.is_there] = "new"
         found: list[str] = causes.tolist()
         return found
 
     def _read(self, group: int) -> pa.Table:
-        if self._group is None or self._group[0] != group:
-            columns = ["cell", "embedding", "window_digest", "osm_timestamp"]
-            self._group = group, self._file.read_row_group(group, columns=columns).combine_chunks()
-        return self._group[1]
+        if group not in self._groups:
+            columns = ["cell", "lon", "lat", "embedding", "window_digest", "osm_timestamp"]
+            self._groups[group] = self._file.read_row_group(group, columns=columns).combine_chunks()
+        self._groups.move_to_end(group)
+        while len(self._groups) > _FEW_GROUPS:
+            self._groups.popitem(last=False)
+        return self._groups[group]
+
+
+def _hashes(names: list[str]) -> NDArray[np.uint64]:
+    return np.array([xxhash.xxh3_64_intdigest(name.encode()) for name in names], np.uint64)
 
 
 def _tile(px: Floats, first: int) -> NDArray[np.int64]:

@@ -6,28 +6,30 @@ is faster than all threads at one batch, and two steps at once do not wait for e
 Where a table of the same encoder is there already, only windows are cut that a changed tile lies under, and only those
 are encoded whose pixels differ (see `before`); the result has the same content as one made from scratch.
 
-Cells come in batches of one coarse H3 cell, each written as a part; the parts, already in order, are then strung
-together, and those over which no tile has changed taken over from the table before, as bytes. A killed run goes on with
-the parts that are there. One run at a time works on a table, and others wait.
+Cells (see `cells`: H3's, or the rows of a user's grid) come in batches, each on the ground of one coarse H3 cell and
+written as a part; the parts, already in order, are then strung together, and those over which no tile has changed taken
+over from the table before, as bytes. A killed run goes on with the parts that are there. One run at a time works on a
+table, and others wait.
 """
 
 import logging
 import shutil
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import shapely
 import xxhash
 from numpy.typing import NDArray
 
 from geobacter_core.ahead import in_order
+from geobacter_core.cells import NO_CELLS, Cells, Grid
 from geobacter_core.embeddings.before import Before, Known, check_table, write_tiles
 from geobacter_core.embeddings.history import change_rows, forget, keep_whole, write_changes
 from geobacter_core.embeddings.table import Part, milliseconds, read_metadata, read_part, rows, write_part, write_table
@@ -35,7 +37,6 @@ from geobacter_core.encoder.device import single_threads
 from geobacter_core.encoder.version import Encoder, EncoderVersion
 from geobacter_core.errors import EmbeddingsError
 from geobacter_core.files import digest_of, n_processors, only_one, remove_temporaries, written_aside
-from geobacter_core.geo import Cells, cells_of, cells_within, coarse_cells, coarse_resolution
 from geobacter_core.tiles.cache import TileCache
 from geobacter_core.tiles.mosaic import ChunkMemory
 from geobacter_core.tiles.source import Pixels
@@ -50,7 +51,6 @@ _AHEAD = 2
 _REMEMBERED_WINDOWS = 200_000
 _MEMORY_BYTES = 1 << 30
 """Of decoded chunks: coarse cells lie across them, and with four chunks each of them would be decoded twice or more."""
-_NO_CELLS = Cells(np.empty(0, np.uint64), np.empty(0), np.empty(0))
 _log = logging.getLogger(__name__)
 
 
@@ -68,6 +68,7 @@ class EmbedResult:
         n_checked: Cells whose windows were cut in this run.
         n_changed: Of these, cells whose pixels differ from those of the table before, or that it did not have.
         n_moved: Rows of the change table that this run wrote.
+        n_outside: Places of a user's grid that were left out, because they are not in the region.
     """
 
     path: Path
@@ -79,13 +80,13 @@ class EmbedResult:
     n_checked: int = 0
     n_changed: int = 0
     n_moved: int = 0
+    n_outside: int = 0
 
 
 def embed_region(
     path: Path,
     cache: TileCache,
-    ground: shapely.Geometry,
-    resolution: int,
+    grid: Grid,
     version: EncoderVersion,
     load: Callable[[EncoderVersion], Encoder],
     on_cells: Callable[[int, int], None] = lambda done, total: None,
@@ -95,14 +96,14 @@ def embed_region(
     Args:
         path: The GeoParquet file.
         cache: The region's tiles.
-        ground: What the region covers, in degrees.
-        resolution: H3 resolution of the cells.
+        grid: The region's cells.
         version: The encoder to use.
         load: Loads it; called only if something is to be encoded.
         on_cells: Called with the number of cells done, and of all.
 
     Raises:
         EmbeddingsError: The encoder takes windows of another style, or no cell lies in the region.
+        GridError: The user's grid cannot be read.
         TileCacheError: A chunk is missing or damaged.
     """
     manifest = cache.manifest
@@ -116,8 +117,7 @@ def embed_region(
         "embeddings",
         VERSION,
         manifest.digest,
-        shapely.to_wkt(ground),
-        resolution,
+        *grid.recipe,
         version.digest,
         version.name,
     )
@@ -126,14 +126,13 @@ def embed_region(
         if current is not None:
             _log.info("%s: the embedding table is up to date", manifest.region)
             return current
-        return _made(path, cache, ground, resolution, version, load, on_cells, recipe)
+        return _made(path, cache, grid, version, load, on_cells, recipe)
 
 
 def _made(
     path: Path,
     cache: TileCache,
-    ground: shapely.Geometry,
-    resolution: int,
+    grid: Grid,
     version: EncoderVersion,
     load: Callable[[EncoderVersion], Encoder],
     on_cells: Callable[[int, int], None],
@@ -145,17 +144,16 @@ def _made(
     work.mkdir(parents=True, exist_ok=True)
     # How a row follows from its window, whatever the map is: code, style, encoder.
     of_rows = digest_of("rows", VERSION, manifest.style_label, version.digest)
-    of_parts = digest_of("parts", shapely.to_wkt(ground), resolution, coarse_resolution(resolution), version.name)
+    of_parts = digest_of("parts", *grid.batch_recipe, version.name)
     before = Before.open(path, of_rows, cache)
     cutter = _Cutter(cache, version, before)
     untouched: dict[str, tuple[Part, int]] = {}
     if before is not None:
-        untouched = before.untouched_parts(of_parts, resolution, version.scales.extent_m, version.size_px)
+        untouched = before.untouched_parts(of_parts, version.scales.extent_m, version.size_px)
     if before is not None and untouched:
-        coarse, n_all = [part.name for part in before.parts], sum(part.n_cells for part in before.parts)
+        names, n_all = [part.name for part in before.parts], sum(part.n_cells for part in before.parts)
     else:
-        coarse = coarse_cells(ground, resolution)
-        n_all = sum(len(cells) for cells in cells_within(ground, resolution))
+        names, n_all = grid.batch_names(), grid.count()
     n_ahead = _AHEAD * n_processors()
     n_cells = 0
     parts: list[Part] = []
@@ -164,7 +162,7 @@ def _made(
         table = _Embedder(
             version, load, manifest.style_label, milliseconds(manifest.osm_timestamp), before, pool, n_ahead
         )
-        batches = (_Batch(name, untouched.get(name), partial(cells_of, name, ground, resolution)) for name in coarse)
+        batches = (_Batch(name, untouched.get(name), partial(grid.batch, name)) for name in names)
         for done in table.done(in_order(pool, cutter.cut, cutter.slices(batches, work), n_ahead)):
             n_cells += done.n_cells
             if done.is_last:
@@ -173,11 +171,8 @@ def _made(
                 groups.append((own, 0) if kept is None else (path, kept[1]))
             on_cells(n_cells, n_all)
     if not n_cells:
-        raise EmbeddingsError(
-            f"Region '{manifest.region}': no cell of resolution {resolution} has its centre in the region. "
-            "Give it a finer cell_resolution in regions.toml."
-        )
-    digest = digest_of("rows", [(part.name, part.digest) for part in parts])
+        raise EmbeddingsError(f"Region '{manifest.region}': {grid.why_empty}")
+    digest = digest_of("rows", [(part.name, part.digest) for part in parts], *grid.geometry_digests)
     n_moved = 0
     if before is not None:
         changes = [file for written, _ in groups if (file := _changes_of(written)).exists()]
@@ -189,7 +184,7 @@ def _made(
         "of_parts": of_parts,
         "digest": digest,
         "region": manifest.region,
-        "cell_resolution": resolution,
+        **grid.metadata,
         "encoder": version.name,
         "encoder_digest": version.digest,
         "size_m": version.size_m,
@@ -207,7 +202,7 @@ def _made(
     if before is None:
         keep_whole(path)
     forget(path)
-    write_table(path, groups, version.embedding_dim, metadata)
+    write_table(path, groups, version.embedding_dim, metadata, grid.geometry_types)
     if before is None:
         write_tiles(path, recipe, cache)
     else:
@@ -223,6 +218,7 @@ def _made(
         n_checked=cutter.n_checked,
         n_changed=table.n_changed,
         n_moved=n_moved,
+        n_outside=_n_outside(metadata),
     )
 
 
@@ -251,7 +247,19 @@ def _current(path: Path, recipe: str, cache: TileCache) -> EmbedResult | None:
         if path.exists():
             _log.warning("%s; it is made again now", problem)
         return None
-    return EmbedResult(path, str(metadata["digest"]), int(metadata["n_cells"]), 0, was_current=True, n_tiles_changed=0)
+    return EmbedResult(
+        path,
+        str(metadata["digest"]),
+        int(metadata["n_cells"]),
+        0,
+        was_current=True,
+        n_tiles_changed=0,
+        n_outside=_n_outside(metadata),
+    )
+
+
+def _n_outside(metadata: Mapping[str, Any]) -> int:
+    return int(metadata.get("n_outside", 0))
 
 
 def _clean(folder: Path, keep: Path) -> None:
@@ -330,16 +338,18 @@ class _Cutter:
             path = folder / f"{batch.name}.parquet"
             if batch.kept is not None or path.exists():
                 n_cells = (read_part(path) if batch.kept is None else batch.kept[0]).n_cells
-                yield _Slice(_Part(batch, path, _NO_CELLS, nothing, []), np.empty(0, np.int64), n_cells, True)
+                yield _Slice(_Part(batch, path, NO_CELLS, nothing, []), np.empty(0, np.int64), n_cells, True)
                 continue
             cells = batch.cells()
             if not len(cells):
                 continue
-            known, wanted = Known.nothing(len(cells), self._version.embedding_dim), np.arange(len(cells))
+            known, is_wanted = Known.nothing(len(cells), self._version.embedding_dim), np.ones(len(cells), bool)
             if self._before is not None:
                 known = self._before.rows(cells)
-                is_touched = self._before.touched(cells, self._version.scales.extent_m, self._version.size_px)
-                wanted = np.flatnonzero(is_touched | ~known.is_there)
+                extent_m, size_px = self._version.scales.extent_m, self._version.size_px
+                is_touched = self._before.touched(cells.lon, cells.lat, extent_m, size_px)
+                is_wanted = is_touched | known.has_moved | ~known.is_there
+            wanted = cells.along_ground[is_wanted[cells.along_ground]]
             part = _Part(batch, path, cells, known, list(known.digests))
             self.n_checked += len(wanted)
             n_kept = len(cells) - len(wanted)
@@ -449,7 +459,7 @@ class _Embedder:
             self._embeddings.popitem(last=False)
 
     def _finish(self, part: _Part) -> None:
-        changed, known = np.concatenate(self._changed), part.known
+        changed, known = np.sort(np.concatenate(self._changed)), part.known
         self._changed.clear()
         if len(changed):
             embeddings = np.stack([self._embeddings[known.digests[row]] for row in changed])
@@ -466,11 +476,9 @@ class _Embedder:
         if self._before is None:
             return
         cells, known = part.cells.take(changed), part.known
-        causes = self._before.causes(cells, self._version.scales, self._version.size_px)
-        was_there = known.is_there[changed]
         table = change_rows(
             cells.names,
-            [cause if there else "new" for cause, there in zip(causes, was_there, strict=True)],
+            self._before.causes(cells, known.take(changed), self._version.scales, self._version.size_px),
             known.embeddings[changed],
             embeddings,
             [part.digests_before[row] for row in changed],

@@ -29,7 +29,7 @@ from geobacter_core.geo import Floats
 KEEP_DAYS = 90
 """How long earlier states can be read back, since they were replaced."""
 _CHANGES = ".changes.parquet"
-CAUSES = ("window", "context", "surroundings", "new")
+CAUSES = ("window", "context", "surroundings", "new", "moved")
 _DAY_S = 86400.0
 _log = logging.getLogger(__name__)
 
@@ -50,9 +50,12 @@ def schema() -> pa.Schema:
 
 
 COLUMNS = {
-    "cell": "H3 index of the cell",
+    "cell": "H3 index of the cell, or its id in the user's grid",
     "distance": "1 less the cosine of the embeddings before and after, 0 to 2; null for a new cell",
-    "cause": "the smallest of window, context and surroundings under which a tile changed; or new",
+    "cause": (
+        "the smallest of window, context and surroundings under which a tile changed; or new; or moved, where a user's "
+        "grid has the id elsewhere"
+    ),
     "embedding_before": "the row's embedding before",
     "window_digest_before": "the row's window_digest before",
     "osm_timestamp_before": "the row's osm_timestamp before",
@@ -64,7 +67,7 @@ class Changes:
     """What a refresh changed.
 
     Attributes:
-        cells: H3 strings `[N]`, ascending.
+        cells: Names `[N]`, in the order of the table.
         distance: 1 less the cosine of the embeddings before and after, `[N]`; NaN for a new cell.
         cause: One of `CAUSES`, `[N]`.
         since: The OSM timestamp of the table before.
@@ -91,6 +94,7 @@ def change_rows(
 ) -> pa.Table:
     """Rows of a change table; those of new cells have the cause `new`, and what is said of them before is left out."""
     is_new = np.array([cause == "new" for cause in causes], bool)
+    before = np.where(is_new[:, None], np.float32(0), before)
     cosine = np.einsum("nd,nd->n", before.astype(np.float64), after.astype(np.float64))
     columns = schema()
     known = [None if new else row for new, row in zip(is_new, before, strict=True)]
@@ -117,11 +121,11 @@ def write_changes(path: Path, parts: list[Path], before: Mapping[str, Any], dige
 
     Args:
         path: The table.
-        parts: Change tables in the order of cells.
+        parts: Change tables in the order of cells; none where rows only went, or shapes changed.
         before: Metadata of the table before.
         digest: Of the table after.
     """
-    if digest == before["digest"] or not parts:
+    if digest == before["digest"]:
         return 0
     tables = [pq.read_table(part) for part in parts]
     number = 1 + max((number for number, _, _ in _numbered(path)), default=0)
@@ -195,7 +199,8 @@ def digests_before(path: Path) -> list[str]:
 def read_back(path: Path, digest: str) -> pa.Table:
     """The rows `cell`, `embedding`, `window_digest`, `osm_timestamp` of the table at `path` when it had a digest.
 
-    Cells that are of the region no more are left out.
+    Cells that are of the region no more are left out. Those of an earlier state ascend by name, in whichever
+    order the table is.
 
     Raises:
         EmbeddingsError: That state is older than what is kept, or was none of this table; or something is damaged.

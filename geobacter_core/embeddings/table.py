@@ -1,13 +1,17 @@
-"""The embedding table of a region: GeoParquet, one row per H3 cell, sorted by cell."""
+"""The embedding table of a region: GeoParquet, one row per cell, sorted.
+
+A row group is a part: the cells on the ground of one coarse H3 cell. Parts follow the ground, and cells ascend within
+each. H3 cells thus ascend throughout the table; the ids of a user's grid, as text, only within a part.
+"""
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import h3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,12 +19,14 @@ import pyproj
 import shapely
 from numpy.typing import NDArray
 
-from geobacter_core.errors import EmbeddingsError
+from geobacter_core.cells import Cells, Grid
+from geobacter_core.errors import EmbeddingsError, GeobacterError
 from geobacter_core.files import aside, written_aside
-from geobacter_core.geo import Cells, cells_within
+from geobacter_core.geo import h3_polygons
 from geobacter_core.splice import splice
 
 _PART = b"geobacter:part"
+_LENGTH_TOLERANCE = 1e-3
 _REMEDY = "Materialise region_embeddings for the region."
 
 
@@ -46,10 +52,10 @@ def schema(embedding_dim: int) -> pa.Schema:
 
 
 COLUMNS = {
-    "cell": "H3 index of the cell",
-    "geometry": "the cell's polygon, EPSG:4326, WKB",
-    "lon": "longitude of the cell's centre, degrees",
-    "lat": "latitude of the cell's centre, degrees",
+    "cell": "H3 index of the cell, or its id in the user's grid",
+    "geometry": "the cell's polygon, or what the user's grid has, EPSG:4326, WKB",
+    "lon": "longitude of the cell's place, the middle of the window, degrees",
+    "lat": "latitude of the cell's place, degrees",
     "embedding": "float32 vector of length 1",
     "window_digest": "XXH3 (128 bits) of the window's pixels: equal windows have equal ones",
     "encoder": "name/version in the MLflow registry",
@@ -63,12 +69,13 @@ class EmbeddingTable:
     """A table that has been read.
 
     Attributes:
-        cells: H3 strings `[N]`, ascending.
-        lon: Cell centres, degrees, `[N]`.
-        lat: Cell centres, degrees, `[N]`.
+        cells: H3 strings `[N]`, ascending; or ids of a user's grid, in the order of the file.
+        lon: Cells' places, degrees, `[N]`.
+        lat: Cells' places, degrees, `[N]`.
         embeddings: float32 `[N, D]`, rows of length 1.
         metadata: What the table was made from: region, encoder, digests, counts.
         digest: Of the rows' content, see `content_digest`: the asset's data version.
+        wkb: The cells' shapes, degrees, `[N]`; None where the names are H3's, which tell them.
     """
 
     cells: NDArray[np.str_]
@@ -77,9 +84,28 @@ class EmbeddingTable:
     embeddings: NDArray[np.float32]
     metadata: Mapping[str, Any]
     digest: str
+    wkb: pa.Array | None = None
 
     def __len__(self) -> int:
         return len(self.cells)
+
+    def take(self, rows: NDArray[np.int64]) -> "EmbeddingTable":
+        """The same table with some of its rows."""
+        return replace(
+            self,
+            cells=self.cells[rows],
+            lon=self.lon[rows],
+            lat=self.lat[rows],
+            embeddings=self.embeddings[rows],
+            wkb=None if self.wkb is None else self.wkb.take(pa.array(rows)),
+        )
+
+    @property
+    def geometries(self) -> NDArray[Any]:
+        """The cells' shapes, degrees, lon first, `[N]`: polygons, of a user's grid also multipolygons and points."""
+        if self.wkb is None:
+            return h3_polygons(self.cells.tolist())
+        return np.asarray(shapely.from_wkb(self.wkb.to_numpy(zero_copy_only=False)), object)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -107,9 +133,10 @@ def read_table(path: Path) -> EmbeddingTable:
     metadata = read_metadata(path)
     if "digest" not in metadata:
         raise EmbeddingsError(f"{path} was written by an earlier Geobacter. {_REMEDY}")
+    own_shapes = [] if "cell_resolution" in metadata else ["geometry"]
     try:
         table = pq.read_table(
-            path, columns=["cell", "lon", "lat", "embedding"], page_checksum_verification=True
+            path, columns=["cell", "lon", "lat", "embedding", *own_shapes], page_checksum_verification=True
         ).combine_chunks()
     except (pa.ArrowException, OSError) as problem:
         raise EmbeddingsError(f"{path} is damaged: {problem}. {_REMEDY}") from None
@@ -123,13 +150,14 @@ def read_table(path: Path) -> EmbeddingTable:
         embeddings=values.reshape(-1, dim),
         metadata=metadata,
         digest=str(metadata["digest"]),
+        wkb=table["geometry"].cast(pa.large_binary()).combine_chunks() if own_shapes else None,
     )
 
 
-def table_problems(path: Path, ground: shapely.Geometry, resolution: int) -> list[str]:
+def table_problems(path: Path, grid: Grid) -> list[str]:
     """What is wrong with a table: schema, nulls, lengths, order, coverage of the region; nothing if all is well.
 
-    The file is read row group by row group.
+    The file is read part by part, and each held against its batch of the region's cells.
     """
     try:
         metadata = read_metadata(path)
@@ -137,29 +165,48 @@ def table_problems(path: Path, ground: shapely.Geometry, resolution: int) -> lis
         dim = file.schema_arrow.field("embedding").type.list_size
         if not file.schema_arrow.remove_metadata().equals(schema(dim)):
             return [f"{path} does not have the columns of an embedding table. {_REMEDY}"]
-        problems: list[str] = []
-        cells: list[NDArray[np.uint64]] = []
-        for group in file.iter_batches(batch_size=8192):
-            if any(column.null_count for column in group.columns):
-                problems.append("A column has nulls.")
-            length = np.linalg.norm(group["embedding"].flatten().to_numpy().reshape(-1, dim), axis=1)
-            if not np.all(np.abs(length - 1) < 1e-3):
-                problems.append("An embedding is not of length 1.")
-            if set(group["encoder"].to_pylist()) != {metadata["encoder"]}:
-                problems.append("A row is of another encoder than the metadata states.")
-            cells.append(np.array([h3.str_to_int(cell) for cell in group["cell"].to_pylist()], np.uint64))
-    except EmbeddingsError as problem:
+        names = [str(part["name"]) for part in metadata["parts"]]
+        if len(names) != file.num_row_groups:
+            return [f"{path} does not have the parts that it lists. {_REMEDY}"]
+        problems = {problem for number in range(len(names)) for problem in _part_problems(file, number, metadata)}
+        number_of = {name: number for number, name in enumerate(names)}
+        batches = grid.batch_names()
+        if names != [name for name in batches if name in number_of]:
+            problems.add("Parts are not in the order of the region's ground, or occur twice.")
+        n_missing = n_strange = 0
+        of_region = set(batches)
+        for name in of_region | set(names):
+            wanted = set(grid.batch(name).names if name in of_region else [])
+            found = set(_cells_of(file, number_of[name]) if name in number_of else [])
+            n_missing, n_strange = n_missing + len(wanted - found), n_strange + len(found - wanted)
+    except GeobacterError as problem:
         return [str(problem)]
     except (pa.ArrowException, OSError, KeyError, ValueError, AttributeError) as problem:
         return [f"{path} is damaged: {problem}. {_REMEDY}"]
-    found = np.concatenate(cells) if cells else np.empty(0, np.uint64)
-    wanted = np.concatenate([batch.index for batch in cells_within(ground, resolution)])
-    if not np.all(found[:-1] < found[1:]):
-        problems.append("Cells are not in ascending order, or some occur twice.")
-    if not np.array_equal(np.sort(found), np.sort(wanted)):
-        missing, strange = len(np.setdiff1d(wanted, found)), len(np.setdiff1d(found, wanted))
-        problems.append(f"{missing} cells of the region have no row, {strange} rows are not of the region.")
-    return sorted(set(problems))
+    if n_missing or n_strange:
+        problems.add(f"{n_missing} cells of the region have no row, {n_strange} rows are not of the region.")
+    return sorted(problems)
+
+
+def _part_problems(file: pq.ParquetFile, number: int, metadata: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the rows of a part."""
+    part = file.read_row_group(number)
+    if any(column.null_count for column in part.columns):
+        yield "A column has nulls."
+    embedding = part["embedding"].combine_chunks()
+    length = np.linalg.norm(embedding.flatten().to_numpy().reshape(-1, embedding.type.list_size), axis=1)
+    if not np.all(np.abs(length - 1) < _LENGTH_TOLERANCE):
+        yield "An embedding is not of length 1."
+    if set(part["encoder"].to_pylist()) != {metadata["encoder"]}:
+        yield "A row is of another encoder than the metadata states."
+    cells = part["cell"].to_pylist()
+    if any(cell >= following for cell, following in pairwise(cells)):
+        yield "Cells are not in ascending order, or some occur twice."
+
+
+def _cells_of(file: pq.ParquetFile, number: int) -> list[str]:
+    cells: list[str] = file.read_row_group(number, columns=["cell"])["cell"].to_pylist()
+    return cells
 
 
 def rows(
@@ -177,7 +224,7 @@ def rows(
     return pa.Table.from_arrays(
         [
             pa.array(cells.names, pa.string()),
-            pa.array(shapely.to_wkb(cells.polygons), pa.binary()),
+            pa.array(shapely.to_wkb(cells.geometries), pa.binary()),
             pa.array(cells.lon),
             pa.array(cells.lat),
             pa.FixedSizeListArray.from_arrays(flat, type=columns.field("embedding").type),
@@ -192,7 +239,7 @@ def rows(
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The rows of one coarse cell: a row group of the table.
+    """The rows on the ground of one coarse H3 cell: a row group of the table.
 
     Attributes:
         name: H3 string of the coarse cell.
@@ -253,7 +300,7 @@ def read_part(path: Path) -> Part:
     return Part(**json.loads(pq.read_schema(path).metadata[_PART]))
 
 
-def _write_template(path: Path, embedding_dim: int, metadata: Mapping[str, Any]) -> None:
+def _write_template(path: Path, embedding_dim: int, metadata: Mapping[str, Any], geometry_types: Iterable[str]) -> None:
     """All of a GeoParquet 1.1 table that carries `metadata`, but its rows."""
     geo = {
         "version": "1.1.0",
@@ -261,7 +308,7 @@ def _write_template(path: Path, embedding_dim: int, metadata: Mapping[str, Any])
         "columns": {
             "geometry": {
                 "encoding": "WKB",
-                "geometry_types": ["Polygon"],
+                "geometry_types": list(geometry_types),
                 "crs": pyproj.CRS.from_epsg(4326).to_json_dict(),
             }
         },
@@ -272,8 +319,14 @@ def _write_template(path: Path, embedding_dim: int, metadata: Mapping[str, Any])
     pq.ParquetWriter(path, columns).close()
 
 
-def write_table(path: Path, parts: Iterable[tuple[Path, int]], embedding_dim: int, metadata: Mapping[str, Any]) -> None:
+def write_table(
+    path: Path,
+    parts: Iterable[tuple[Path, int]],
+    embedding_dim: int,
+    metadata: Mapping[str, Any],
+    geometry_types: Iterable[str] = ("Polygon",),
+) -> None:
     """Write a table as GeoParquet 1.1 that carries `metadata`, of row groups: file and number of each."""
     with written_aside(path) as temporary, aside(path) as template:
-        _write_template(template, embedding_dim, metadata)
+        _write_template(template, embedding_dim, metadata, geometry_types)
         splice(temporary, template, parts)

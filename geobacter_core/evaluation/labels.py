@@ -5,12 +5,15 @@ A file of labels is a CSV (UTF-8, commas, decimal points, a header) or a Parquet
 - `cell`: an H3 index, of any resolution; the label belongs to the cell's centre. `id` means the same if its values are
   H3 indexes; otherwise it is passed over. Or `lon` and `lat`: degrees, EPSG:4326. Where both are there, the cell
   decides. Upper and lower case make no difference, in these names and in the indexes.
+- In a region with a grid of its own (`cells` in `regions.toml`), `cell` or `id` may be ids of that grid: the label
+  belongs to the row's place. What is not of the grid's rows in the region is left out.
 - Every other column is a label. Text and Parquet's dictionary type (pandas' categorical) are classes, booleans and
   numbers that are only 0 and 1 are a presence, other numbers are numbers. Codes of classes must be text.
 - What is empty, or NaN among numbers, is unknown.
 """
 
 import io
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +28,7 @@ import pyproj
 from numpy.typing import NDArray
 from scipy.stats import skew
 
+from geobacter_core.cells import UserGrid
 from geobacter_core.errors import EvaluationError
 from geobacter_core.geo import MERCATOR_MAX_LAT, Floats
 
@@ -35,6 +39,7 @@ MIN_KNOWN = 20
 MAX_CLASSES = 50
 """A column of more different texts than this is a name or a remark, not a class."""
 _LOG_SKEWNESS = 1.0
+_log = logging.getLogger(__name__)
 _CLASS_TYPES = (pa.types.is_dictionary, pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 _FORMAT = "Labels need a column `cell` (H3 indexes), or `lon` and `lat` (degrees), and a column for each label."
 
@@ -123,7 +128,7 @@ class _Unfit(Exception):  # noqa: N818 - it never leaves this module
     """A column cannot be a label; the text says why."""
 
 
-def read_labels(path: Path) -> LabelTable:
+def read_labels(path: Path, grid: UserGrid | None = None) -> LabelTable:
     """Read a file of labels; the module's text has the format.
 
     Numbers that are never negative and strongly skewed (skewness of the known values above 1) become `log1p` of
@@ -134,11 +139,17 @@ def read_labels(path: Path) -> LabelTable:
     A column that cannot be a label (known at fewer than 20 places, one value only, more than 50 different texts,
     infinite numbers, a type that is no answer) is left out, with the reason, as long as another remains.
 
+    Args:
+        path: A CSV or Parquet file.
+        grid: The region's own grid, if it has one.
+
     Raises:
         EvaluationError: The file is missing or neither CSV nor Parquet, its encoding is broken, it has no places or
             wrong ones, or no label remains.
     """
     table = _read_table(path)
+    if grid is not None:
+        table = _placed(path, table, grid)
     columns = _columns(path, table)
     cells, places = _places(path, columns)
     labels: list[Label] = []
@@ -233,6 +244,30 @@ def _places(path: Path, columns: dict[str, pa.ChunkedArray]) -> tuple[list[str] 
     lat = _degrees(path, *by_name["lat"])
     _check_degrees(path, lon, lat)
     return None, Places(lon, lat)
+
+
+def _placed(path: Path, table: pa.Table, grid: UserGrid) -> pa.Table:
+    """A table whose rows are named by a grid's ids, with `lon` and `lat` instead; any other as it is."""
+    by_name = {name.strip().lower(): name for name in table.column_names}
+    name = by_name.get("cell", by_name.get("id"))
+    if name is None or _are_mostly_cells(table[name]):
+        return table
+    ids = ["" if value is None else str(value) for value in table[name].to_pylist()]
+    lon, lat = grid.find(ids)
+    is_known = np.isfinite(lon)
+    if not is_known.any():
+        if "cell" not in by_name and {"lon", "lat"} <= by_name.keys():
+            return table
+        raise EvaluationError(
+            f"{path}, column `{name}`: none of its {len(ids)} values is the id of a row of the region's grid. "
+            "Give ids of that grid, H3 indexes, or `lon` and `lat`."
+        )
+    twice = [id_ for id_, count in Counter(np.array(ids, object)[is_known].tolist()).items() if count > 1]
+    if twice:
+        raise EvaluationError(f"{path}, column `{name}`: {twice[0]} is there more than once. Give each cell one row.")
+    _log.info("%s: %d of %d rows are of no row of the grid in the region", path, np.sum(~is_known), len(ids))
+    others = table.drop_columns([by_name[place] for place in ("cell", "id", "lon", "lat") if place in by_name])
+    return others.append_column("lon", pa.array(lon)).append_column("lat", pa.array(lat)).filter(pa.array(is_known))
 
 
 def _cell_texts(column: pa.ChunkedArray) -> list[str | None]:

@@ -9,6 +9,7 @@ import h3
 import numpy as np
 import shapely
 
+from geobacter_core.cells import UserGrid
 from geobacter_core.errors import EvaluationError
 from geobacter_core.evaluation.hidden import HIDDEN, Hidden, hidden_cache
 from geobacter_core.evaluation.labels import Label, Places, read_labels
@@ -81,7 +82,7 @@ def centres(cells: list[str]) -> Places:
 def _given(settings: Settings, region: Region, ground: shapely.Geometry, files: Path) -> Questions:
     """The questions of the region's `labels` file, about those of its places that lie in the region."""
     path = Path(region.labels or "")
-    table = read_labels(path)
+    table = read_labels(path, UserGrid(Path(region.cells), ground) if region.cells is not None else None)
     inside = np.asarray(shapely.contains_xy(ground, table.places.lon, table.places.lat))
     if not inside.any():
         raise EvaluationError(

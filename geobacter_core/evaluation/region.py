@@ -90,7 +90,8 @@ def _recipe(
 ) -> str:
     features, _ = load_features(settings.features_folder(region.name))
     tiles = open_cache(settings, region).manifest.digest
-    labels = sha256_of_file(Path(region.labels)) if region.labels else ""
+    files = (region.labels, region.cells) if region.labels is not None else ()
+    labels = "".join(sha256_of_file(Path(file)) for file in files if file is not None)
     return digest_of(
         "evaluation", VERSION, version.name, version.digest, features.digest, tiles, labels, evaluation_settings
     )

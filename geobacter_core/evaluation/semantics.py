@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from geobacter_core.errors import EvaluationError
 from geobacter_core.evaluation.hidden import Hidden, read_hidden, tags_of
 from geobacter_core.evaluation.labels import Label
-from geobacter_core.geo import Cells, Floats, cells_within, lonlat_to_mercator
+from geobacter_core.geo import Floats, cells_within, h3_polygons, lonlat_to_mercator
 from geobacter_core.osm.features import LAYERS
 
 MIN_SHARE = 0.25
@@ -97,11 +97,9 @@ def semantics(files: Path, cells: Sequence[str], hidden: Hidden) -> tuple[list[L
 
 def mercator_hexagons(cells: Sequence[str]) -> Geometries:
     """The boundaries of H3 cells as polygons in EPSG:3857."""
-    index = np.array([h3.str_to_int(cell) for cell in cells], np.uint64)
-    nowhere = np.full(len(index), np.nan)
-    polygons = Cells(index, nowhere, nowhere).polygons
     return np.asarray(
-        shapely.transform(polygons, lambda p: np.stack(lonlat_to_mercator(p[:, 0], p[:, 1]), axis=1)), np.object_
+        shapely.transform(h3_polygons(cells), lambda p: np.stack(lonlat_to_mercator(p[:, 0], p[:, 1]), axis=1)),
+        np.object_,
     )
 
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from geobacter_core.errors import DownloadError, ExtractError
+from geobacter_core.errors import DownloadError, ExtractError, GridError
+from geobacter_core.grid_file import check_grid
 from geobacter_core.osm.changes import newest_sequence
 from geobacter_core.osm.extract import web_address
 from geobacter_core.osm.published import look_up
@@ -17,7 +18,7 @@ def problems_of(region: Region, online: bool = False) -> list[str]:
         region: The region.
         online: Ask the servers, too: one small request each.
     """
-    problems = [*_files(region)]
+    problems = [*_files(region), *_grid(region)]
     try:
         address = web_address(region)
     except ExtractError as problem:
@@ -33,9 +34,23 @@ def problems_of(region: Region, online: bool = False) -> list[str]:
 
 
 def _files(region: Region) -> list[str]:
-    named = {"labels": region.labels, "extract": region.extract if parse_source(region.extract)[0] == "path" else None}
+    named = {
+        "cells": region.cells,
+        "labels": region.labels,
+        "extract": region.extract if parse_source(region.extract)[0] == "path" else None,
+    }
     return [
         f"`{field}`: there is no file {path}. Correct it in regions.toml."
         for field, path in named.items()
         if path is not None and not Path(path).is_file()
     ]
+
+
+def _grid(region: Region) -> list[str]:
+    if region.cells is None or not Path(region.cells).is_file():
+        return []
+    try:
+        check_grid(Path(region.cells))
+    except GridError as problem:
+        return [f"`cells`: {problem}"]
+    return []

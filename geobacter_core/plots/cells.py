@@ -1,9 +1,8 @@
 """The map of a region's cells in the colours of their embeddings."""
 
 import math
-from dataclasses import replace
+from typing import Any
 
-import h3
 import numpy as np
 import shapely
 from numpy.typing import NDArray
@@ -11,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from geobacter_core.embeddings.history import Changes
 from geobacter_core.embeddings.table import EmbeddingTable
-from geobacter_core.geo import Floats, ground_distance_m, lonlat_to_pixel
+from geobacter_core.geo import WORLD_M, WORLD_PX, Floats, ground_distance_m, lonlat_to_pixel, mercator_scale
 from geobacter_core.plots.arrange import component_colours, principal_components, sampled_rows, typical_rows
 from geobacter_core.plots.colours import sequential
 from geobacter_core.plots.ground import Box, base_map, fitted_scale, scale_bar
@@ -42,51 +41,96 @@ _N_CHANGED = 8
 _APART_CELLS = 5.0
 """Places that are shown for how they changed are so many cells' widths apart at least."""
 _PIXEL_HEXAGON = 2.0
-"""Hexagons of a smaller radius, in pixels of the picture, are painted as points and smoothed."""
+"""Cells of a smaller radius, in pixels of the picture, are painted as points and smoothed."""
+_UNIT_HEXAGON = 1.5 * math.sqrt(3)
+"""Area of a hexagon of radius 1."""
+_MEASURED = 1000
+"""So many cells are measured to know how large cells are."""
+_LONE_POINT_PX = 20.0
+"""Radius of a point that has no other to keep apart from, zoom-16 pixels."""
+
+
+def _radius_px(table: EmbeddingTable) -> float:
+    """Radius of a hexagon as large as a table's cells are, their median, in zoom-16 pixels.
+
+    Points have no size: of those, half the distance to the nearest other.
+    """
+    some = table.take(_some_rows(table))
+    shapes = _in_pixels(some.geometries)
+    sizes = shapely.area(shapes)
+    if np.any(sizes > 0):
+        return float(np.sqrt(np.median(sizes[sizes > 0]) / _UNIT_HEXAGON))
+    from scipy.spatial import KDTree
+
+    places = np.stack(lonlat_to_pixel(table.lon, table.lat), axis=1)
+    distinct = np.unique(places, axis=0)
+    if len(distinct) < 2:
+        return _LONE_POINT_PX
+    nearest, _ = KDTree(distinct).query(np.stack(lonlat_to_pixel(some.lon, some.lat), axis=1), k=2)
+    return float(np.median(nearest[:, 1])) / 2
+
+
+def _some_rows(table: EmbeddingTable) -> NDArray[np.int64]:
+    """At most so many rows of a table as tell how large its cells are, evenly along it."""
+    return np.unique(np.linspace(0, len(table) - 1, _MEASURED).astype(np.int64))
+
+
+def _in_pixels(geometries: NDArray[Any]) -> NDArray[Any]:
+    """Shapes in degrees as shapes in zoom-16 pixels."""
+    return np.asarray(
+        shapely.transform(geometries, lambda lonlat: np.stack(lonlat_to_pixel(*lonlat.T), axis=1)), object
+    )
 
 
 def _cells_box(table: EmbeddingTable, margin: float) -> Box:
     """The box of a table's cells, widened by a share of its longer side."""
-    boundaries = [h3.cell_to_boundary(str(table.cells[row])) for row in (0, -1)]
-    size = max(np.ptp(np.array(boundary)[:, 0]) for boundary in boundaries)
+    some = table.take(_some_rows(table))
+    places = np.stack(lonlat_to_pixel(some.lon, some.lat) * 2, axis=1)
+    reach = float(np.abs(shapely.bounds(_in_pixels(some.geometries)) - places).max())
     x, y = lonlat_to_pixel(table.lon, table.lat)
-    _, half = lonlat_to_pixel(np.zeros(2), np.array([table.lat[0], table.lat[0] + size]))
-    west, north, east, south = x.min(), y.min(), x.max(), y.max()
-    room = margin * max(east - west, south - north) + float(half[0] - half[1])
-    return float(west - room), float(north - room), float(east + room), float(south + room)
+    room = margin * float(max(np.ptp(x), np.ptp(y))) + max(reach, 2 * _radius_px(table))
+    return float(x.min() - room), float(y.min() - room), float(x.max() + room), float(y.max() + room)
 
 
-def _hexagon_layer(
-    table: EmbeddingTable, colours: Pixels, box: Box, scale: float, size: tuple[int, int]
+def _cell_layer(
+    table: EmbeddingTable, colours: Pixels, box: Box, scale: float, size: tuple[int, int], radius_px: float
 ) -> tuple[Image.Image, Image.Image]:
-    """The cells' colours (RGB) and where they are (L), of `size` pixels."""
-    outline = shapely.Polygon(h3.cell_to_boundary(str(table.cells[0])))
-    lat, lon = shapely.get_coordinates(outline).T
-    x, y = lonlat_to_pixel(lon, lat)
-    radius_px = float(np.hypot(x - x.mean(), y - y.mean()).mean()) * scale
-    if radius_px < _PIXEL_HEXAGON:
-        return _point_layer(table, colours, box, scale, size, radius_px)
+    """The cells' colours (RGB) and where they are (L), of `size` pixels. Points are drawn as discs.
+
+    Cells are painted whole; those with holes come first, so that what lies in a hole is on top.
+
+    Args:
+        table: The cells.
+        colours: Of each, uint8 `[N, 3]`.
+        box: The ground of the picture.
+        scale: Pixels of the picture per zoom-16 pixel.
+        size: Width and height of the picture.
+        radius_px: How large the cells are, in zoom-16 pixels.
+    """
+    if radius_px * scale < _PIXEL_HEXAGON:
+        return _point_layer(table, colours, box, scale, size, radius_px * scale)
     fine = 2
     big = (size[0] * fine, size[1] * fine)
     layer, mask = Image.new("RGB", big, PAPER), Image.new("L", big, 0)
     on_layer, on_mask = ImageDraw.Draw(layer), ImageDraw.Draw(mask)
-    boundaries = [h3.cell_to_boundary(str(cell)) for cell in table.cells]
-    counts = np.array([len(boundary) for boundary in boundaries])
-    corners = np.concatenate([np.array(boundary) for boundary in boundaries])
-    x, y = lonlat_to_pixel(corners[:, 1], corners[:, 0])
-    points = np.stack([(x - box[0]) * scale * fine, (y - box[1]) * scale * fine], axis=1)
-    for corner_xy, colour in zip(np.split(points, np.cumsum(counts)[:-1]), colours, strict=True):
-        polygon = [(float(px), float(py)) for px, py in corner_xy]
-        fill = (int(colour[0]), int(colour[1]), int(colour[2]))
-        on_layer.polygon(polygon, fill=fill, outline=fill)
-        on_mask.polygon(polygon, fill=255, outline=215 if radius_px > 6 else 255)
+    shapes = _in_pixels(table.geometries)
+    is_point = shapely.get_dimensions(shapes) == 0
+    shapes[is_point] = shapely.buffer(shapes[is_point], radius_px)
+    polygons, of_row = shapely.get_parts(shapes, return_index=True)
+    order = np.argsort(shapely.get_num_interior_rings(polygons) == 0, kind="stable")
+    for polygon, row in zip(polygons[order], of_row[order], strict=True):
+        corners = (shapely.get_coordinates(shapely.get_exterior_ring(polygon)) - box[:2]) * (scale * fine)
+        outline = [(float(px), float(py)) for px, py in corners[:-1]]
+        fill = (int(colours[row][0]), int(colours[row][1]), int(colours[row][2]))
+        on_layer.polygon(outline, fill=fill, outline=fill)
+        on_mask.polygon(outline, fill=255, outline=215 if radius_px * scale > 6 else 255)
     return layer.reduce(fine), mask.reduce(fine)
 
 
 def _point_layer(
     table: EmbeddingTable, colours: Pixels, box: Box, scale: float, size: tuple[int, int], radius_px: float
 ) -> tuple[Image.Image, Image.Image]:
-    """As `_hexagon_layer` for cells too small to draw: the mean colour around every pixel."""
+    """As `_cell_layer` for cells too small to draw: the mean colour around every pixel."""
     from scipy.ndimage import uniform_filter
 
     x, y = lonlat_to_pixel(table.lon, table.lat)
@@ -107,14 +151,16 @@ def _point_layer(
     return Image.fromarray(rgb), Image.fromarray((is_covered * 255).astype(np.uint8))
 
 
-def _coloured_map(table: EmbeddingTable, cache: TileCache, colours: Pixels, box: Box, scale: float) -> Image.Image:
+def _coloured_map(
+    table: EmbeddingTable, cache: TileCache, colours: Pixels, box: Box, scale: float, radius_px: float
+) -> Image.Image:
     """The cells' colours, through which the map shows as in a watercolour, over the faded map."""
     base = base_map(cache, box, scale)
     grey = base.convert("L")
     # Only what differs from its surroundings shows: a colour in the middle of a forest is as light as its key's.
     around = np.asarray(grey.filter(ImageFilter.GaussianBlur(24)), dtype=np.float32)
     light = np.clip((np.asarray(grey, dtype=np.float32) - around) / 255, -0.5, 0.3)[..., None]
-    layer, mask = _hexagon_layer(table, colours, box, scale, base.size)
+    layer, mask = _cell_layer(table, colours, box, scale, base.size, radius_px)
     ink = np.asarray(layer, dtype=np.float32) * (1 + 0.75 * light)
     faded = np.array(PAPER, np.float32) * (1 + 0.3 * np.minimum(light, 0))
     share = np.asarray(mask, dtype=np.float32)[..., None] / 255
@@ -138,7 +184,7 @@ def embedding_map(table: EmbeddingTable, cache: TileCache) -> Image.Image:
     box = _cells_box(table, 0.01)
     is_tall = box[3] - box[1] > 0.9 * (box[2] - box[0])
     scale = fitted_scale(box, 1100, 1400) if is_tall else fitted_scale(box, 1600, 1400)
-    picture = _coloured_map(table, cache, colours, box, scale)
+    picture = _coloured_map(table, cache, colours, box, scale, _radius_px(table))
     key = typical_rows(table.embeddings, components.distinct, 8)
     shares = ", ".join(f"{share:.0%}" for share in components.variance_shares)
     note = (
@@ -214,14 +260,14 @@ def change_map(table: EmbeddingTable, cache: TileCache, changes: Changes) -> Ima
         changes: What the refresh changed.
     """
     at = np.flatnonzero(np.isin(table.cells, changes.cells))
-    moved = replace(table, cells=table.cells[at], lon=table.lon[at], lat=table.lat[at], embeddings=table.embeddings[at])
+    moved, radius_px = table.take(at), _radius_px(table)
     distance = dict(zip(changes.cells.tolist(), np.nan_to_num(changes.distance, nan=2.0).tolist(), strict=True))
     far = np.array([distance[str(cell)] for cell in moved.cells])
     colours = sequential(np.sqrt(far / max(float(far.max(initial=0)), 1e-9)))
     box = _cells_box(table, 0.01)
     scale = fitted_scale(box, 1600, 1400)
-    picture = _coloured_map(moved, cache, colours, box, scale)
-    chosen = _most_changed(moved, far, _N_CHANGED)
+    picture = _coloured_map(moved, cache, colours, box, scale, radius_px)
+    chosen = _most_changed(moved, far, _N_CHANGED, radius_px)
     draw = ImageDraw.Draw(picture)
     for number, row in enumerate(chosen, 1):
         x, y = lonlat_to_pixel(moved.lon[row : row + 1], moved.lat[row : row + 1])
@@ -249,14 +295,15 @@ def change_map(table: EmbeddingTable, cache: TileCache, changes: Changes) -> Ima
     )
 
 
-def _most_changed(table: EmbeddingTable, far: Floats, n: int) -> NDArray[np.int64]:
+def _most_changed(table: EmbeddingTable, far: Floats, n: int, radius_px: float) -> NDArray[np.int64]:
     """Rows of the cells that moved most, none near another: one new road would take them all."""
     chosen: list[int] = []
-    apart_m = _APART_CELLS * math.sqrt(h3.cell_area(str(table.cells[0]), unit="m^2")) if len(table) else 0.0
+    side_px = radius_px * math.sqrt(_UNIT_HEXAGON)
+    apart_m = _APART_CELLS * side_px * WORLD_M / WORLD_PX / mercator_scale(table.lat)[0]
     for row in np.argsort(-far, kind="stable"):
         others = np.array(chosen, np.int64)
         near_m = ground_distance_m(table.lon[row], table.lat[row], table.lon[others], table.lat[others])
-        if not len(others) or near_m.min() >= apart_m:
+        if not len(others) or near_m.min() >= apart_m[row]:
             chosen.append(int(row))
         if len(chosen) == n:
             break

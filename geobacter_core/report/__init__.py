@@ -5,12 +5,13 @@ import html
 import io
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import numpy as np
 import shapely
@@ -171,7 +172,7 @@ def _figures(
 ) -> list[tuple[str, str]]:
     found = table.metadata
     return [
-        ("Cells", f"{len(table):,} (H3 resolution {found.get('cell_resolution', '?')})"),
+        ("Cells", f"{len(table):,} ({_kind_of_cells(found)})"),
         ("Ground", f"{_area_km2(ground):,.1f} km²"),
         ("Encoder", str(found.get("encoder", "?"))),
         ("Style", str(found.get("style", "?"))),
@@ -181,6 +182,12 @@ def _figures(
         ("Distinct embeddings", f"{n_distinct:,} ({n_distinct / len(table):.1%} of cells)"),
         ("Variance in three components", " + ".join(f"{100 * share:.0f}" for share in shares) + " %"),
     ]
+
+
+def _kind_of_cells(metadata: Mapping[str, Any]) -> str:
+    if "cell_resolution" in metadata:
+        return f"H3 resolution {metadata['cell_resolution']}"
+    return f"of {metadata['cells']}; {metadata['n_outside']:,} lie outside the region"
 
 
 def _area_km2(ground: shapely.Geometry) -> float:

@@ -28,7 +28,11 @@ TABLE_VERSION = "5"
     code_version=TABLE_VERSION,
 )
 def region_embeddings(context: dg.AssetExecutionContext, geobacter: Geobacter) -> dg.MaterializeResult[None]:
-    """One embedding per H3 cell of the region by the champion encoder, as GeoParquet."""
+    """One embedding per cell of the region by the champion encoder, as GeoParquet.
+
+    Cells are H3's of the region's `cell_resolution`, or the rows of the grid that it names as `cells`.
+    """
+    from geobacter_core.cells import grid_of
     from geobacter_core.embeddings import table as core_table
     from geobacter_core.embeddings.embed import embed_region
 
@@ -40,7 +44,8 @@ def region_embeddings(context: dg.AssetExecutionContext, geobacter: Geobacter) -
         cache = geobacter.tiles(region.name)
         registry = geobacter.registry()
         champion = registry.champion()
-        made = embed_region(path, cache, extract.ground, region.cell_resolution, champion, registry.load, progress)
+        grid = grid_of(region, extract.ground)
+        made = embed_region(path, cache, grid, champion, registry.load, progress)
     took_s = time.monotonic() - begun
     types = {field.name: str(field.type) for field in core_table.schema(champion.embedding_dim)}
     return dg.MaterializeResult(
@@ -54,7 +59,8 @@ def region_embeddings(context: dg.AssetExecutionContext, geobacter: Geobacter) -
             "encoder": champion.name,
             "model_uri": f"models:/{champion.name}",
             "mlflow_run_id": champion.run_id,
-            "cell_resolution": region.cell_resolution,
+            **grid.source,
+            "places outside the region": made.n_outside,
             "tiles changed": "no table before" if made.n_tiles_changed is None else made.n_tiles_changed,
             "cells checked": made.n_checked,
             "cells changed": made.n_changed,

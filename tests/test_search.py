@@ -107,6 +107,12 @@ def test_top_rows_of_equal_values_are_the_first():
         top_rows(values, -1)
 
 
+@pytest.mark.parametrize("k", [1, 10, 39, 40, 500])
+def test_top_rows_of_many_are_those_of_a_full_sort(k):
+    values = np.random.default_rng(0).integers(0, 500, 10_007).astype(np.float32)  # with many that are equal
+    np.testing.assert_array_equal(top_rows(values, k), np.argsort(-values, kind="stable")[:k])
+
+
 def test_two_tables_are_searched_as_one(write, tmp_path):
     tables = [
         map_table(write(tmp_path / name / "e.parquet", seed, region=name), tmp_path / name / "arrays")

@@ -23,8 +23,8 @@ from geobacter_core.geo import Floats
 
 LATENCY_BUDGET_S = 0.004
 """So long a worker that is free waits for a batch to fill up."""
-MAX_WAITING = 4096
-"""Places that wait; a request that finds more is refused, unless it is the only one."""
+MAX_WAIT_S = 2.0
+"""A request that would wait longer for its turn is refused, unless it is the only one."""
 _FIRST_RATE = 500.0
 
 
@@ -62,9 +62,9 @@ _Piece = tuple[_Request, slice]
 class Batcher:
     """The workers, and what waits for them."""
 
-    def __init__(self, n_workers: int | None = None, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(self, n_workers: int | None = None, max_wait_s: float = MAX_WAIT_S) -> None:
         """Prepare; nothing is encoded before `start`."""
-        self.max_waiting = max_waiting
+        self.max_wait_s = max_wait_s
         self.n_windows = self.n_batches = 0
         self._waiting: deque[_Request] = deque()
         self._n_waiting = 0
@@ -105,7 +105,7 @@ class Batcher:
         with self._changed:
             if self._is_closed:
                 raise BusyError(1)
-            if self._n_waiting and self._n_waiting + len(lon) > self.max_waiting:
+            if self._n_waiting and self._n_waiting + len(lon) > self.max_wait_s * self._rate:
                 raise BusyError(max(1, math.ceil(self._n_waiting / self._rate)))
             self._waiting.append(request)
             self._n_waiting += len(lon)

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -30,7 +30,8 @@ _MIN_WIDTH, _MAX_WIDTH = 0.25, 2.5
 """Lines are as wide as on the ground, but neither invisible nor clumsy."""
 _REMEMBERED_TILES = 2000
 _POINT_PX = 1.5
-_N_SEEN = 300
+_N_SEEN, _N_MEASURED = 300, 50
+_DISC_PX = 5
 
 
 class BaseMap:
@@ -83,8 +84,9 @@ class CellMap:
         self._known_colours: Pixels | None = None
         self._lock = threading.Lock()
         self._x, self._y = lonlat_to_pixel(*np.asarray(table.lonlat).T)
-        x, _ = _corners(table, 0)
-        self._half_px = float(np.ptp(x)) / 2 if len(x) > 1 else 1.0
+        # Cells of a user's grid may differ; the largest of a few is as good a guess as any of how far one reaches.
+        some = sampled_rows(np.arange(len(table)), _N_MEASURED)
+        self._half_px = max(max(float(np.ptp(x)), 1.0) for row in some for x, _ in _rings(table, int(row))) / 2
 
     @property
     def colours(self) -> Pixels:
@@ -119,10 +121,13 @@ class CellMap:
             inside = (column >= 0) & (column < TILE_PX) & (row >= 0) & (row < TILE_PX)
             return _dots(pixels, column[inside], row[inside], colours[rows[inside]])
         for each in rows:
-            x, y = _corners(self.table, int(each))
-            points = np.stack([(x - west) * scale, (y - north) * scale], axis=1)
             colour = (*(int(band) for band in colours[each]), 255)
-            cv2.fillPoly(pixels, [np.round(points * 16).astype(np.int32)], colour, cv2.LINE_8, 4)
+            for x, y in _rings(self.table, int(each)):
+                points = np.round(np.stack([(x - west) * scale, (y - north) * scale], axis=1) * 16).astype(np.int32)
+                if len(points) == 1:
+                    cv2.circle(pixels, points[0].tolist(), _DISC_PX * 16, colour, cv2.FILLED, cv2.LINE_8, 4)
+                else:
+                    cv2.fillPoly(pixels, [points], colour, cv2.LINE_8, 4)
         return pixels
 
 
@@ -136,10 +141,11 @@ def _dots(pixels: Pixels, column: NDArray[np.int64], row: NDArray[np.int64], col
     return pixels
 
 
-def _corners(table: MappedTable, row: int) -> tuple[Floats, Floats]:
-    """A cell's outline in pixels of zoom 16."""
-    lon, lat = shapely.get_coordinates(table.geometry(row)).T
-    return lonlat_to_pixel(lon, lat)
+def _rings(table: MappedTable, row: int) -> Iterator[tuple[Floats, Floats]]:
+    """A cell's outlines in pixels of zoom 16; of a point the point."""
+    for part in shapely.get_parts(table.geometry(row)):
+        ring = part.exterior if isinstance(part, shapely.Polygon) else part
+        yield lonlat_to_pixel(*shapely.get_coordinates(ring).T)
 
 
 def png(pixels: Pixels) -> bytes:

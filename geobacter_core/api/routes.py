@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-import shapely
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, TypeAdapter
@@ -44,7 +43,7 @@ from geobacter_core.api.models import (
     SimilarToPlaces,
 )
 from geobacter_core.api.problems import ApiError, responses
-from geobacter_core.api.state import ServedRegion, Service, Snapshot
+from geobacter_core.api.state import ServedRegion, Service, Snapshot, outline
 from geobacter_core.embeddings.mapped import MappedTable
 from geobacter_core.embeddings.places import Places
 from geobacter_core.embeddings.query import interpolate
@@ -196,17 +195,18 @@ class Routes:
         """The embedding of a place."""
         snapshot = self._snapshot
         places = snapshot.ready()
-        row = await self._embedded(places, np.array([lon]), np.array([lat]))
-        served = snapshot.regions[places.grounds[places.regions_of(np.array([lon]), np.array([lat]))[0]].region]
+        at = np.array([lon]), np.array([lat])
+        row = await self._embedded(places, *at)
+        served = snapshot.regions[places.grounds[places.regions_of(*at)[0]].region]
         version = places.encoder.version
-        cell = served.cell_at(lon, lat)
+        cell, boundary = served.cell_at(Place(lon, lat))
         return Json(
             {
                 "lon": lon,
                 "lat": lat,
                 "region": served.region.name,
                 "cell": cell,
-                "boundary": served.boundary_at(cell),
+                "boundary": boundary,
                 "encoder": version.name,
                 "version": version.version,
                 "embedding": row[0],
@@ -409,7 +409,7 @@ class Routes:
         def search() -> list[dict[str, Any]]:
             # Who picks several places wants others like them.
             several = near.places if near is not None and len(near.places) > 1 else ()
-            own = {hit.cell for place in several if (hit := nearest_cell(tables, place)) is not None}
+            own = {nearest_cell(tables, place).cell for place in several}
             hits = nearest(tables, unit(vector), k, near, spacing_m, own)
             return [_of_hit(hit, near) for hit in hits]
 
@@ -446,7 +446,7 @@ def _of_hit(hit: Hit, near: Near | None) -> dict[str, Any]:
     return {
         "region": hit.table.region,
         "cell": hit.cell,
-        "boundary": shapely.get_coordinates(hit.table.geometry(hit.row)).round(7).tolist(),
+        "boundary": outline(hit.table.geometry(hit.row)),
         "lon": here.lon,
         "lat": here.lat,
         "similarity": hit.similarity,

@@ -20,10 +20,11 @@ from geobacter_core.api.maps import BaseMap, CellMap
 from geobacter_core.api.problems import ApiError
 from geobacter_core.embeddings.mapped import MappedTable, map_table
 from geobacter_core.embeddings.places import Ground, Places, find_ground, style_of
+from geobacter_core.embeddings.search import nearest_cell
 from geobacter_core.encoder.registry import Registry
 from geobacter_core.encoder.version import Encoder
 from geobacter_core.errors import GeobacterError
-from geobacter_core.geo import Floats
+from geobacter_core.geo import Floats, Place
 from geobacter_core.plots.colours import to_rgb
 from geobacter_core.regions import Region, load_regions
 from geobacter_core.settings import Settings
@@ -67,13 +68,13 @@ class ServedRegion:
         of_table = None if self.table is None else self.table.metadata.get("cell_resolution")
         return self.region.cell_resolution if of_table is None else int(of_table)
 
-    def boundary_at(self, cell: str) -> list[tuple[float, float]]:
-        """The outline of an H3 cell, lon and lat in degrees."""
-        return [(lon, lat) for lat, lon in h3.cell_to_boundary(cell)]
-
-    def cell_at(self, lon: float, lat: float) -> str:
-        """The H3 cell of a place in degrees."""
-        return str(h3.latlng_to_cell(lat, lon, self.cell_resolution))
+    def cell_at(self, place: Place) -> tuple[str, list[list[float]]]:
+        """The cell that a place lies in, or of a user's grid the nearest, and its outline, lon and lat in degrees."""
+        if self.region.cells is not None and self.table is not None:
+            hit = nearest_cell([self.table], place)
+            return hit.cell, outline(self.table.geometry(hit.row))
+        cell = str(h3.latlng_to_cell(place.lat, place.lon, self.cell_resolution))
+        return cell, [[lon, lat] for lat, lon in h3.cell_to_boundary(cell)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +269,15 @@ class Service:
 
 
 _UNSAID = "What is to be served cannot be read; the server's log says why."
+
+
+def outline(geometry: shapely.Geometry) -> list[list[float]]:
+    """The outer ring of a cell, of several the largest, lon and lat in degrees; of a point the point."""
+    parts = shapely.get_parts(geometry)
+    largest = parts[int(np.argmax(shapely.area(parts)))]
+    ring = largest.exterior if isinstance(largest, shapely.Polygon) else largest
+    points: list[list[float]] = shapely.get_coordinates(ring).round(7).tolist()
+    return points
 
 
 def _window_colours(ground: Ground, style: Style, lon: Floats, lat: Floats) -> Pixels:

@@ -10,10 +10,11 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port there.")] = 8600,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes.")] = 1,
 ) -> None:
-    """Serve embeddings of any place, similar places and maps over HTTP, with a page to explore them.
+    """Serve embeddings, similar places and maps over HTTP.
 
-    GEOBACTER_TOKEN holds the token, or several, that callers send as `Authorization: Bearer TOKEN`. Without one, only
-    this machine can ask. The champion and the tables are followed: a new one is served within seconds.
+    A page to explore them is at the address itself. GEOBACTER_TOKEN holds the token, or several, that callers send as
+    `Authorization: Bearer TOKEN`. Without one, only this machine can ask. The champion and the tables are followed: a
+    new one is served within seconds.
     """
     from geobacter_core.api.serve import serve as serve_api
 

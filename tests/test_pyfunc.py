@@ -97,7 +97,7 @@ def test_both_flavours_are_one_model_without_pickle(folder, registration):
         ("lon", "double"),
         ("lat", "double"),
     ]
-    assert info.metadata["windows"] == "uint8 [N, 3, 32, 32]"
+    assert info.metadata["window_shape"] == [3, 32, 32]
     encoder = load_encoder(folder)
     assert encoder.version == registration.version
 

@@ -68,7 +68,7 @@ for n in (1, 2, 7):
     assert embedding.shape == (n, 32) and embedding.dtype == torch.float32
     assert torch.allclose(embedding.norm(dim=1), torch.ones(n), atol=1e-5)
 info = mlflow.models.get_model_info("models:/geobacter@challenger")
-assert info.metadata["windows"] == "uint8 [N, 3, 32, 32]"
+assert info.metadata["window_shape"] == [3, 32, 32]
 assert info.metadata["style"] == "carto" and info.metadata["size_m"] == "200", info.metadata
 assert info.metadata["size_px"] == "32" and info.metadata["embedding_dim"] == "32"
 assert "geobacter_core" not in __import__("sys").modules

@@ -9,7 +9,7 @@ from geobacter_core.api.app import create_app
 from geobacter_core.embeddings.mapped import map_table
 from geobacter_core.embeddings.query import arithmetic, similar_places, walk
 from geobacter_core.embeddings.search import Near, nearest
-from geobacter_core.errors import EmbeddingsError, OutsideError, PlaceError, QueryError
+from geobacter_core.errors import EmbeddingsError, OutsideError, QueryError
 from geobacter_core.geo import Place
 
 
@@ -78,7 +78,7 @@ def test_sums_and_differences_are_those_of_the_api(frame, client):
 
 
 def test_mistakes_are_named(frame):
-    with pytest.raises(OutsideError, match=r"lies in none of the frame's 144 cells. Give one within.*longitude comes"):
+    with pytest.raises(OutsideError, match=r"lies in none of the frame's 144 cells. Give one within.*longitude first"):
         similar_places(frame, Place(2.35, 48.85))
     with pytest.raises(EmbeddingsError, match=r"The frame has no cell 'abc'. Give one of its column 'cell'"):
         similar_places(frame, "abc")
@@ -93,5 +93,10 @@ def test_mistakes_are_named(frame):
         similar_places(mixed, frame["cell"].iloc[0])
     with pytest.raises(EmbeddingsError, match=r"There is nothing to be similar to"):
         arithmetic(frame, [])
-    with pytest.raises(PlaceError, match=r"has 'here', which is no H3 cell"):
-        similar_places(frame.assign(cell="here"), Place(24.94, 60.17))
+
+
+def test_a_place_is_found_in_a_grid_of_ones_own(frame):
+    own = frame.assign(cell=[f"plot-{number}" for number in range(len(frame))])
+    assert similar_places(own, place(frame, 70), k=1)["cell"].tolist() == ["plot-70"]
+    with pytest.raises(OutsideError, match=r"lies in none of the frame's 144 cells"):
+        similar_places(own, Place(2.35, 48.85))

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import h3
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
 from geobacter_core.embeddings.mapped import MappedTable
 from geobacter_core.embeddings.search import Hit, Near, nearest
-from geobacter_core.errors import EmbeddingsError, OutsideError, PlaceError
+from geobacter_core.errors import EmbeddingsError, OutsideError
 from geobacter_core.geo import Place, ground_distance_m
 
 if TYPE_CHECKING:
@@ -203,22 +204,19 @@ class _Frame:
         return where if isinstance(where, Place) else None
 
     def _row(self, where: Place | str) -> int:
-        cell = where if isinstance(where, str) else h3.latlng_to_cell(where.lat, where.lon, self._resolution)
-        rows = np.flatnonzero(self.cells == cell)
-        if len(rows):
-            return int(rows[0])
         if isinstance(where, str):
-            raise EmbeddingsError(f"The frame has no cell '{where}'. Give one of its column 'cell', or a Place.")
-        raise OutsideError(
-            f"Place lon={where.lon} lat={where.lat}: it lies in none of the frame's {len(self.frame):,} cells. Give "
-            "one within the region; longitude comes first."
-        )
-
-    @property
-    def _resolution(self) -> int:
-        try:
-            return int(h3.get_resolution(self.cells[0]))
-        except (h3.H3BaseException, ValueError, TypeError):
-            raise PlaceError(
-                f"Column 'cell' has '{self.cells[0]}', which is no H3 cell: a place cannot be found in it. Give a cell."
-            ) from None
+            rows = np.flatnonzero(self.cells == where)
+            if not len(rows):
+                raise EmbeddingsError(f"The frame has no cell '{where}'. Give one of its column 'cell', or a Place.")
+            return int(rows[0])
+        if h3.is_valid_cell(self.cells[0]):
+            resolution = h3.get_resolution(self.cells[0])
+            rows = np.flatnonzero(self.cells == h3.latlng_to_cell(where.lat, where.lon, resolution))
+        else:  # rows of a user's own grid
+            rows = np.flatnonzero(self.frame.geometry.covers(shapely.Point(where.lon, where.lat)).to_numpy())
+        if not len(rows):
+            raise OutsideError(
+                f"Place lon={where.lon} lat={where.lat}: it lies in none of the frame's {len(self.frame):,} cells. "
+                "Give one within the region, longitude first; or a cell by its name."
+            )
+        return int(rows[0])

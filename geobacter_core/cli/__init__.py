@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from geobacter_core.cli import encoder, regions, samples, tiles
 from geobacter_core.cli.common import CONTEXT, examples, told
+from geobacter_core.cli.places import embed, similar
 from geobacter_core.cli.serve import serve
 from geobacter_core.errors import GeobacterError
 
@@ -46,7 +47,26 @@ app.add_typer(regions.app, name="regions")
 app.add_typer(tiles.app, name="tiles")
 app.add_typer(samples.app, name="samples")
 app.add_typer(encoder.app, name="encoder")
-app.command("serve", context_settings=CONTEXT, epilog=examples("geobacter serve", "geobacter serve --port 8080"))(serve)
+app.command(
+    "embed",
+    context_settings=CONTEXT,
+    epilog=examples(
+        "geobacter embed shops.csv -o shops.parquet",
+        "geobacter embed shops.parquet -o embedded.parquet --outside skip",
+    ),
+)(embed)
+app.command(
+    "similar",
+    # Western and southern places have coordinates that look like options.
+    context_settings={**CONTEXT, "ignore_unknown_options": True},
+    epilog=examples("geobacter similar 24.9414 60.1719", "geobacter similar -8.61 41.15 -k 5 --min-distance 300"),
+)(similar)
+app.command(
+    "serve",
+    context_settings=CONTEXT,
+    short_help="Serve embeddings, searches and maps over HTTP.",
+    epilog=examples("geobacter serve", "geobacter serve --port 8080"),
+)(serve)
 
 
 class _ToStderr(logging.Handler):

@@ -13,10 +13,10 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from geobacter_core.encoder.evaluate import Embeddings
+from geobacter_core.encoder.network import Embeddings
 from geobacter_core.encoder.version import Encoder, EncoderVersion
 from geobacter_core.errors import OutsideError, PlaceError, TileCacheError
-from geobacter_core.geo import MERCATOR_MAX_LAT, Floats, mercator_to_lonlat
+from geobacter_core.geo import MERCATOR_MAX_LAT, Floats, chunk_numbers, mercator_to_lonlat
 from geobacter_core.osm.extract import load_ground
 from geobacter_core.osm.features import load_features
 from geobacter_core.regions import Region
@@ -31,6 +31,7 @@ from geobacter_core.tiles.window import WindowReader
 
 _MEMORY_BYTES = 512 << 20
 """Of decoded chunks, of all regions together."""
+_BATCHES_AT_ONCE = 8
 _SERVED_WORLD = (-180.0, -85.0, 180.0, 85.0)
 
 
@@ -154,16 +155,33 @@ class Places:
             OutsideError: One lies in no region; it is named, and so are they.
         """
         check_places(lon, lat)
-        found = np.full(len(lon), -1, np.int64)
-        for number in reversed(range(len(self.grounds))):
-            found[shapely.contains_xy(self.grounds[number].geometry, lon, lat)] = number
+        found = self._numbers(lon, lat)
         if (found < 0).any():
             first = int((found < 0).argmax())
             known = ", ".join(ground.region for ground in self.grounds)
+            swapped = int(self._numbers(lat[first : first + 1], lon[first : first + 1])[0])
+            advice = f"Ask for a place in one of: {known}."
+            if swapped >= 0:
+                advice = f"Are they swapped? The other way round it is in {self.grounds[swapped].region}."
             raise OutsideError(
-                f"No region covers the place at longitude {lon[first]:.6f}, latitude {lat[first]:.6f}. "
-                f"Ask for a place in one of: {known}."
+                f"No region covers the place at longitude {lon[first]:.6f}, latitude {lat[first]:.6f}. {advice}"
             )
+        return found
+
+    def is_inside(self, lon: Floats, lat: Floats) -> NDArray[np.bool_]:
+        """Whether places in degrees lie in any region, `[N]`.
+
+        Raises:
+            PlaceError: A place is not on the map.
+        """
+        check_places(lon, lat)
+        return self._numbers(lon, lat) >= 0
+
+    def _numbers(self, lon: Floats, lat: Floats) -> NDArray[np.int64]:
+        """Numbers of the places' grounds, -1 for none."""
+        found = np.full(len(lon), -1, np.int64)
+        for number in reversed(range(len(self.grounds))):
+            found[shapely.contains_xy(self.grounds[number].geometry, lon, lat)] = number
         return found
 
     def windows(self, lon: Floats, lat: Floats) -> Pixels:
@@ -183,14 +201,21 @@ class Places:
         return windows
 
     def embed(self, lon: Floats, lat: Floats) -> Embeddings:
-        """Embeddings of places in degrees: float32 `[N, D]`, each row of length 1.
+        """Embeddings of places in degrees: float32 `[N, D]`, each row of length 1; the same for a place in any company.
+
+        There may be any number of them: chunk by chunk, a few batches of windows at a time.
 
         Raises:
             GeobacterError: As `windows`.
         """
-        if not len(lon):
-            return np.empty((0, self.encoder.version.embedding_dim), np.float32)
-        return self.encoder.encode(self.windows(lon, lat))
+        self.regions_of(lon, lat)
+        embeddings = np.empty((len(lon), self.encoder.version.embedding_dim), np.float32)
+        order = np.lexsort(chunk_numbers(np.stack([lon, lat], axis=1)))
+        step = _BATCHES_AT_ONCE * self.encoder.batch_size
+        for begin in range(0, len(order), step):
+            rows = order[begin : begin + step]
+            embeddings[rows] = self.encoder.encode(self.windows(lon[rows], lat[rows]))
+        return embeddings
 
 
 def check_places(lon: Floats, lat: Floats) -> None:

@@ -4,8 +4,10 @@ import copy
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torchvision
+from numpy.typing import NDArray
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
@@ -15,6 +17,7 @@ from geobacter_core.encoder.device import autocast
 from geobacter_core.encoder.settings import Architecture
 from geobacter_core.errors import EncoderError
 
+Embeddings = NDArray[np.float32]
 _SMALL_WIDTHS = (32, 64, 128)
 _SHARE_KNEE = 0.02
 """Shares below it count as they are, those above by their ratio: from none to little is as far as from there to all."""

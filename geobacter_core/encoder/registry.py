@@ -1,40 +1,28 @@
 """Encoders in MLflow: one registered model, whose versions are challenger, champion and previous champion by alias.
 
-Models are an exported graph (`pt2`), written and read without pickle.
+What a model is made of is `exported`'s matter.
 """
 
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import mlflow
-import numpy as np
-import torch
 from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from geobacter_core.encoder.card import MODEL_CARD, description_of, with_evaluation
-from geobacter_core.encoder.device import batch_size, best_device
-from geobacter_core.encoder.evaluate import Embeddings
-from geobacter_core.encoder.network import (
-    EncoderNetwork,
-    embed,
-    for_inference,
-    random_network,
-    untrained_like,
-    weights_digest,
-)
+from geobacter_core.encoder.exported import load_graph, network_of, ready
+from geobacter_core.encoder.network import EncoderNetwork, untrained_like
 from geobacter_core.encoder.store import Store
 from geobacter_core.encoder.version import MODEL_NAME, Encoder, EncoderVersion, version_of
-from geobacter_core.errors import EncoderError, RegistryError
+from geobacter_core.errors import RegistryError
 
 CHALLENGER = "challenger"
 CHAMPION = "champion"
 PREVIOUS = "previous-champion"
-_REQUIREMENTS = ["torch>=2.11", "torchvision>=0.26", "numpy>=2.0"]
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
@@ -143,23 +131,8 @@ class Registry(Store):
     def _network(self, version: EncoderVersion) -> EncoderNetwork:
         self.make_current()
         with self.trouble():
-            module = mlflow.pytorch.load_model(f"models:/{MODEL_NAME}/{version.version}")
-        if weights_digest(module) != version.digest:
-            raise EncoderError(
-                f"Encoder {version.name}: its weights do not have the digest that the registry states. "
-                "The artifact is damaged; train another version."
-            )
-        # The exported graph is for everyone; it is bound to its device and to float32, which the network is not.
-        network = random_network(version.spec, version.seed)
-        try:
-            network.load_state_dict(module.state_dict())
-        except RuntimeError:
-            raise EncoderError(
-                f"Encoder {version.name}: an earlier Geobacter made it, whose '{version.network}' network was another. "
-                "Take its alias away in MLflow and train a new one; the old one can still be had by "
-                "mlflow.pytorch.load_model."
-            ) from None
-        return network
+            module = load_graph(f"models:/{MODEL_NAME}/{version.version}")
+        return network_of(module, version)
 
     def add(self, run_id: str, folder: Path, tags: Mapping[str, str], card: str) -> EncoderVersion:
         """Register an exported encoder as the challenger.
@@ -240,55 +213,5 @@ class Registry(Store):
             self.client.update_model_version(MODEL_NAME, str(version.version), description_of(card))
 
 
-def export(network: EncoderNetwork, folder: Path, example: torch.Tensor, tags: Mapping[str, str]) -> None:
-    """Write a network as an MLflow model that anyone can load without pickle and without Geobacter.
-
-    Args:
-        network: On the CPU.
-        folder: Must not exist yet.
-        example: Some windows, uint8 `[N, S·C, size_px, size_px]`.
-        tags: The model's metadata, by `tags_of`.
-    """
-    windows = example[:2].numpy()
-    if len(windows) < 2:  # a batch of one would be exported as a batch of always one
-        windows = np.repeat(windows, 2, axis=0)
-    tensor = mlflow.types.TensorSpec
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="No complete tensor found")
-        mlflow.pytorch.save_model(
-            network.eval(),
-            folder,
-            serialization_format="pt2",
-            input_example=windows,
-            signature=mlflow.models.ModelSignature(
-                inputs=mlflow.types.Schema([tensor(np.dtype("uint8"), (-1, *windows.shape[1:]))]),
-                outputs=mlflow.types.Schema([tensor(np.dtype("float32"), (-1, int(tags["embedding_dim"])))]),
-            ),
-            metadata=dict(tags),
-            pip_requirements=_REQUIREMENTS,
-        )
-
-
 def _version(found: ModelVersion) -> EncoderVersion:
     return version_of(int(found.version), str(found.run_id), found.tags)
-
-
-def ready(version: EncoderVersion, network: EncoderNetwork) -> Encoder:
-    """A network as an encoder, on the device that suits best."""
-    device = best_device()
-    network = for_inference(network).to(device)
-    size = batch_size(device)
-    return Encoder(version, lambda windows: _in_batches(network, windows, size, device), size)
-
-
-def _in_batches(network: EncoderNetwork, windows: torch.Tensor, size: int, device: torch.device) -> Embeddings:
-    """Batches of one size always, the last one padded: the same window then gives the same bits in any company."""
-    parts: list[Embeddings] = []
-    with torch.inference_mode():
-        for batch in torch.split(windows, size):
-            padded = batch
-            if len(batch) < size:
-                padded = torch.zeros((size, *batch.shape[1:]), dtype=torch.uint8)
-                padded[: len(batch)] = batch
-            parts.append(embed(network, padded.to(device), device).cpu().numpy()[: len(batch)])
-    return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)

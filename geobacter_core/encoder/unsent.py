@@ -15,8 +15,9 @@ from pydantic import BaseModel
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from geobacter_core.encoder.card import MODEL_CARD
+from geobacter_core.encoder.exported import export
 from geobacter_core.encoder.journal import held, journal_file, read_journal, send_metrics
-from geobacter_core.encoder.registry import Registry, export
+from geobacter_core.encoder.registry import Registry
 from geobacter_core.encoder.train import Trained
 from geobacter_core.encoder.version import EncoderVersion
 from geobacter_core.errors import RegistryError

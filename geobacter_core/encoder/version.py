@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from geobacter_core.encoder.data import WindowSpec
-from geobacter_core.encoder.evaluate import Embeddings
-from geobacter_core.encoder.network import NetworkSpec, weights_digest
+from geobacter_core.encoder.network import Embeddings, NetworkSpec, weights_digest
 from geobacter_core.encoder.settings import ARCHITECTURES, Architecture, TrainSettings
-from geobacter_core.encoder.train import Trained
 from geobacter_core.errors import EncoderError, RegistryError
 from geobacter_core.tiles.window import Scales
+
+if TYPE_CHECKING:  # who only loads an encoder needs nothing of its training
+    from geobacter_core.encoder.data import WindowSpec
+    from geobacter_core.encoder.train import Trained
 
 MODEL_NAME = "geobacter"
 
@@ -116,7 +117,7 @@ class Encoder:
         return self._encode(batch)
 
 
-def tags_of(trained: Trained, windows: WindowSpec, settings: TrainSettings) -> dict[str, str]:
+def tags_of(trained: "Trained", windows: "WindowSpec", settings: TrainSettings) -> dict[str, str]:
     """What the registry is to know of a trained network: the tags of its version and the metadata of its model."""
     return {
         "weights_digest": weights_digest(trained.network),

@@ -48,7 +48,7 @@ _LINEAR_KEYS = frozenset(
 _BATCH = 8192
 _MARGIN_M = 3000.0
 """Features this far outside the bounds still show in windows at the edge."""
-_MANIFEST = "features.json"
+MANIFEST = "features.json"
 _log = logging.getLogger(__name__)
 
 Row = tuple[bytes, list[str | None], int]
@@ -93,7 +93,7 @@ def load_features(folder: Path) -> tuple[Features, Path]:
         FeaturesError: There is no manifest, or a file that it stands for is missing.
     """
     remedy = "Materialise map_features for the region."
-    features = read_json(folder / _MANIFEST, Features, FeaturesError, remedy)
+    features = read_json(folder / MANIFEST, Features, FeaturesError, remedy)
     files = folder / features.recipe[:16]
     for layer in LAYERS:
         if not (files / f"{layer}.fgb").is_file():
@@ -188,7 +188,7 @@ def kept_or_made(folder: Path, recipe: str, make: Callable[[Path], Features]) ->
         work.rename(final)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    write_json(folder / _MANIFEST, features)
+    write_json(folder / MANIFEST, features)
     for other in folder.iterdir():
         if other.is_dir() and other != final and not other.name.startswith(TEMPORARY_PREFIX):
             shutil.rmtree(other, ignore_errors=True)

@@ -68,3 +68,18 @@ print(sorted({{"torch", "torchvision", "mlflow", "pyrosm", "dagster", "sklearn",
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_serving_needs_nothing_of_the_pipelines_packages():
+    program = """
+import sys
+for name in "dagster", "sklearn", "scipy", "geopandas", "pyrosm", "pytorch_metric_learning", "matplotlib":
+    sys.modules[name] = None  # whoever imports it, is told that it is not there
+import geobacter_core.api.serve, geobacter_core.embeddings.pyfunc, geobacter_core.cli
+print("served")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "served"

@@ -20,7 +20,6 @@ import osmium
 import shapely
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from scipy import ndimage
 
 from geobacter_core.errors import DownloadError, ExtractError, RegionGeometryError
 from geobacter_core.files import (
@@ -496,6 +495,8 @@ def _coverage(
     raster = np.pad(raster, _CLOSED_TILES)
     left, top = left - _CLOSED_TILES, top - _CLOSED_TILES
     square = np.ones((2 * _CLOSED_TILES + 1,) * 2, dtype=bool)
+    from scipy import ndimage  # a server that only looks up the ground has none
+
     raster = ndimage.binary_fill_holes(ndimage.binary_closing(raster, square))
     # Runs of tiles along a row become boxes: far fewer shapes to unite than tiles.
     steps = np.diff(raster.astype(np.int8), axis=1, prepend=0, append=0)

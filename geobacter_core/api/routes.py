@@ -46,7 +46,7 @@ from geobacter_core.api.problems import ApiError, responses
 from geobacter_core.api.state import ServedRegion, Service, Snapshot, outline
 from geobacter_core.embeddings.mapped import MappedTable
 from geobacter_core.embeddings.places import Places
-from geobacter_core.embeddings.query import interpolate
+from geobacter_core.embeddings.query import walk_between
 from geobacter_core.embeddings.search import Hit, Near, nearest, nearest_cell, unit
 from geobacter_core.encoder.evaluate import Embeddings
 from geobacter_core.geo import Floats, Place, Tile
@@ -282,21 +282,11 @@ class Routes:
         ends = await self._embedded(places, *_arrays(places_of_pairs([start, end])))
 
         def walk() -> list[dict[str, Any]]:
-            ends_at = [nearest(tables, vector, 1)[0] for vector in ends]
-            seen = {hit.cell for hit in ends_at}
             walked: list[dict[str, Any]] = []
-            for number, vector in enumerate(interpolate(ends[0], ends[1], steps)):
-                if number in (0, steps - 1):
-                    hit = ends_at[bool(number)]
-                else:  # no cell twice, which is what a walk looks like that stands still
-                    hits = nearest(tables, vector, 1, not_cells=seen)
-                    if not hits:
-                        continue
-                    hit = hits[0]
-                    seen.add(hit.cell)
+            for share, hit in walk_between(tables, ends[0], ends[1], steps):
                 step = _of_hit(hit, None)
                 del step["ground_m"], step["distance"]
-                walked.append({"t": number / (steps - 1), **step})
+                walked.append({"t": share, **step})
             return walked
 
         return Json({"encoder": places.encoder.version.name, "steps": await run_in_threadpool(walk)})

@@ -81,7 +81,7 @@ def test_a_click_finds_places_like_it(page, address):
     page.wait_for_load_state("networkidle")
     n_results = page.locator("[data-testid=result]").count()
     assert 3 <= n_results <= 12  # there is not room for many that are 500 m apart
-    assert page.locator("[data-testid=result] img").first.evaluate("image => image.naturalWidth") > 0
+    page.wait_for_function("document.querySelector('[data-testid=result] img').naturalWidth > 0", timeout=30_000)
     assert f"{n_results} places" in page.inner_text("#status")
     assert "token" not in page.url
 

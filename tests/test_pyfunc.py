@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -251,6 +252,7 @@ def server(folder, tiles, tmp_path_factory):
             cwd="/",
             stdout=output,
             stderr=output,
+            start_new_session=True,
         )
     address = f"http://127.0.0.1:{port}"
     try:
@@ -265,7 +267,7 @@ def server(folder, tiles, tmp_path_factory):
             pytest.fail(log.read_text()[-3000:])
         yield address
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGKILL)  # MLflow's command, and the server that it started
         process.wait(20)
 
 

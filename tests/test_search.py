@@ -166,3 +166,31 @@ def test_a_table_of_an_earlier_geobacter_is_named(tmp_path):
     pq.write_table(pa.table({"cell": ["a"]}).replace_schema_metadata(about), path)
     with pytest.raises(EmbeddingsError, match="earlier Geobacter"):
         map_table(path, tmp_path / "arrays")
+
+
+def test_an_index_finds_nearly_all_and_states_exact_similarities(write, tmp_path, monkeypatch):
+    from geobacter_core.embeddings import index as indexes
+
+    table = map_table(write(tmp_path / "e.parquet", dim=16), tmp_path / "arrays")
+    assert not indexes.is_wanted(table)
+    monkeypatch.setattr(indexes, "INDEX_FROM", 100)
+    assert indexes.is_wanted(table)
+    index = indexes.index_of(table)
+    assert (table.folder / "index.faiss").exists()
+    known = {table.digest: index}
+    rng = np.random.default_rng(3)
+    n_same = 0
+    for _ in range(50):
+        query = rng.normal(size=16).astype(np.float32)
+        exact, found = nearest([table], query, 10), nearest([table], query, 10, indexes=known)
+        n_same += len({hit.row for hit in exact} & {hit.row for hit in found})
+        similarity = {hit.row: hit.similarity for hit in exact}
+        for hit in found:
+            assert hit.similarity == pytest.approx(similarity.get(hit.row, hit.similarity), abs=1e-6)
+    assert n_same >= 0.95 * 500
+    # What the index names is not enough for these: all rows are looked at.
+    far = Near((Place(24.945, 60.170),), 500)
+    assert [hit.row for hit in nearest([table], query, 1000, far, indexes=known)] == [
+        hit.row for hit in nearest([table], query, 1000, far)
+    ]
+    assert indexes.index_of(table).candidates(unit(query), 3).tolist() == index.candidates(unit(query), 3).tolist()

@@ -397,10 +397,11 @@ class Routes:
         spacing_m: float,
     ) -> Response:
         def search() -> list[dict[str, Any]]:
+            indexes = self._snapshot.indexes
             # Who picks several places wants others like them.
             several = near.places if near is not None and len(near.places) > 1 else ()
             own = {nearest_cell(tables, place).cell for place in several}
-            hits = nearest(tables, unit(vector), k, near, spacing_m, own)
+            hits = nearest(tables, unit(vector), k, near, spacing_m, own, indexes)
             return [_of_hit(hit, near) for hit in hits]
 
         return Json({"encoder": places.encoder.version.name, "results": await run_in_threadpool(search)})

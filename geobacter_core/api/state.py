@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import shapely
 
 from geobacter_core.api.maps import BaseMap, CellMap
 from geobacter_core.api.problems import ApiError
+from geobacter_core.embeddings.index import Index, index_of, is_wanted
 from geobacter_core.embeddings.mapped import MappedTable, map_table
 from geobacter_core.embeddings.places import Ground, Places, find_ground, style_of
 from geobacter_core.embeddings.search import nearest_cell
@@ -85,6 +86,7 @@ class Snapshot:
         regions: By name.
         places: The champion and what it can embed; None without a champion.
         encoders: Those of tables, by name; the champion's too.
+        indexes: Those of very large tables, by digest, as far as they are made.
         why_not: What is missing for answers, in words; None if nothing is.
         stamp: Of what it was made from.
     """
@@ -92,6 +94,7 @@ class Snapshot:
     regions: Mapping[str, ServedRegion] = field(default_factory=dict)
     places: Places | None = None
     encoders: Mapping[str, Places] = field(default_factory=dict)
+    indexes: Mapping[str, Index] = field(default_factory=dict)
     why_not: str | None = "The server has not looked at its data yet."
     stamp: Hashable = None
 
@@ -157,8 +160,29 @@ class Service:
             self._thread.join()
 
     def _keep_looking(self) -> None:
-        while not self._ended.wait(self._look_every_s):
+        while True:
+            self._index()
+            if self._ended.wait(self._look_every_s):
+                return
             self.look()
+
+    def _index(self) -> None:
+        """Make the indexes that are missing; until one is there, its table is searched without."""
+        for served in self.snapshot.regions.values():
+            table = served.table
+            if table is None or table.digest in self.snapshot.indexes or not is_wanted(table):
+                continue
+            try:
+                index = index_of(table)
+            except Exception as problem:
+                _log.warning("region '%s' is searched without an index: %s", table.region, problem)
+                return
+            with self._lock:
+                self.snapshot = replace(self.snapshot, indexes={**self.snapshot.indexes, table.digest: index})
+
+    def _kept_indexes(self, served: Mapping[str, ServedRegion]) -> dict[str, Index]:
+        digests = {found.table.digest for found in served.values() if found.table is not None}
+        return {digest: index for digest, index in self.snapshot.indexes.items() if digest in digests}
 
     def look(self) -> None:
         """Renew the snapshot if what it was made from is another; what cannot be had leaves the old one in place."""
@@ -230,7 +254,7 @@ class Service:
         why_not: str | None = None
         if not grounds:
             why_not = f"No region has tiles or map features for style {style.label}. Materialise map_features for one."
-        return Snapshot(served, encoders[version.name], encoders, why_not, stamp)
+        return Snapshot(served, encoders[version.name], encoders, self._kept_indexes(served), why_not, stamp)
 
     def _region(self, region: Region, style: Style, before: ServedRegion | None) -> ServedRegion | None:
         settings, name = self.settings, region.name

@@ -35,6 +35,7 @@ class MappedTable:
         embeddings: float32 `[N, D]`, rows of length 1.
         lonlat: The cells' centres, degrees, float64 `[N, 2]`.
         metadata: What the table was made from, as in the Parquet file.
+        folder: Where the arrays lie.
     """
 
     embeddings: NDArray[np.float32]
@@ -43,6 +44,7 @@ class MappedTable:
     _cells: NDArray[np.bytes_]
     _wkb: NDArray[np.uint8]
     _wkb_ends: NDArray[np.int64]
+    folder: Path = Path()
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -114,7 +116,7 @@ def _mapped(arrays: Path) -> MappedTable:
     try:
         metadata = json.loads((arrays / _METADATA).read_text(encoding="utf-8"))
         return MappedTable(
-            mapped("embeddings"), mapped("lonlat"), metadata, mapped("cells"), mapped("wkb"), mapped("wkb_ends")
+            mapped("embeddings"), mapped("lonlat"), metadata, mapped("cells"), mapped("wkb"), mapped("wkb_ends"), arrays
         )
     except (OSError, ValueError) as problem:
         shutil.rmtree(arrays, ignore_errors=True)

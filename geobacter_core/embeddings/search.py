@@ -1,17 +1,17 @@
 """Nearest cells in any number of tables: exact by one matrix product, or by an index where there are very many rows."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from geobacter_core.embeddings.index import Index
 from geobacter_core.embeddings.mapped import MappedTable
 from geobacter_core.errors import QueryError
 from geobacter_core.geo import Place, ground_distance_m
 
-INDEX_FROM = 4_000_000
-"""Rows from which an index takes over: a product over so many of 64 numbers takes as long as a forward pass or two."""
 _FIRST_LOOK = 4
 _BLOCK = 256
 _Query = NDArray[np.float32]
@@ -90,6 +90,7 @@ def nearest(
     near: Near | None = None,
     spacing_m: float = 0.0,
     not_cells: Collection[str] = (),
+    indexes: Mapping[str, Index] = MappingProxyType({}),
 ) -> list[Hit]:
     """The cells of the highest cosine with `query` `[D]`, best first, at most k.
 
@@ -101,34 +102,74 @@ def nearest(
         spacing_m: A cell nearer than that to a better one is passed over: the answer is then not one place and its
             neighbours.
         not_cells: Cells that are passed over.
+        indexes: Of tables, by digest: the rows that they name are looked at, and all only if these are not enough.
 
     Raises:
         QueryError: The query has another length than the embeddings, or is no direction at all.
     """
     query = unit(query)
-    candidates: list[tuple[MappedTable, NDArray[np.float32]]] = []
     for table in tables:
         if table.embeddings.shape[1] != len(query):
             raise QueryError(
                 f"The embedding has {len(query)} numbers, those of region '{table.region}' have "
                 f"{table.embeddings.shape[1]}. Use one made by {table.encoder}."
             )
-        similarities = np.asarray(table.embeddings @ query)
-        if near is not None and (near.min_m > 0 or near.max_m is not None):
-            away = near.away_m(np.asarray(table.lonlat))
-            is_out = away < near.min_m
-            if near.max_m is not None:
-                is_out |= away > near.max_m
-            similarities = np.where(is_out, np.float32(-np.inf), similarities)
-        candidates.append((table, similarities))
-    looked_at = k if spacing_m <= 0 and not not_cells else _FIRST_LOOK * k + len(not_cells)
-    n_all = sum(len(table) for table in tables)
-    while True:
-        hits = _best(candidates, looked_at)
-        chosen = _spaced((hit for hit in hits if hit.cell not in not_cells), k, spacing_m)
-        if len(chosen) == k or len(hits) < looked_at or looked_at >= n_all:
+    wanted = _Wanted(k, near, spacing_m, not_cells)
+    if any(table.digest in indexes for table in tables):
+        named = [_looked_at(table, query, near, indexes.get(table.digest), k) for table in tables]
+        if len(chosen := wanted.chosen_from(named)) == k:
             return chosen
-        looked_at *= _FIRST_LOOK
+    return wanted.chosen_from([_looked_at(table, query, near) for table in tables])
+
+
+@dataclass(frozen=True, slots=True)
+class _LookedAt:
+    """Rows of a table `[M]` and their similarities `[M]`; those that are out of the question have -∞."""
+
+    table: MappedTable
+    rows: NDArray[np.int64] | slice
+    similarities: NDArray[np.float32]
+
+    def best(self, k: int) -> list[Hit]:
+        chosen = [at for at in top_rows(self.similarities, k) if self.similarities[at] > -np.inf]
+        rows = chosen if isinstance(self.rows, slice) else self.rows[chosen]
+        return [Hit(self.table, int(row), float(self.similarities[at])) for row, at in zip(rows, chosen, strict=True)]
+
+
+def _looked_at(
+    table: MappedTable, query: _Query, near: Near | None, index: Index | None = None, k: int = 0
+) -> _LookedAt:
+    rows = slice(None) if index is None else index.candidates(query, k)
+    similarities = np.asarray(table.embeddings[rows] @ query)
+    if near is not None and (near.min_m > 0 or near.max_m is not None):
+        away = near.away_m(np.asarray(table.lonlat[rows]))
+        is_out = away < near.min_m
+        if near.max_m is not None:
+            is_out |= away > near.max_m
+        similarities = np.where(is_out, np.float32(-np.inf), similarities)
+    return _LookedAt(table, rows, similarities)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is asked for besides similarity."""
+
+    k: int
+    near: Near | None
+    spacing_m: float
+    not_cells: Collection[str]
+
+    def chosen_from(self, parts: Sequence[_LookedAt]) -> list[Hit]:
+        """The best that are wanted, at most k; looks at as many of the best as that takes."""
+        k, n_all = self.k, sum(len(part.similarities) for part in parts)
+        n = k if self.spacing_m <= 0 and not self.not_cells else _FIRST_LOOK * k + len(self.not_cells)
+        while True:
+            # The sort is stable: of equal ones that of the first table comes first.
+            hits = sorted((hit for part in parts for hit in part.best(n)), key=lambda hit: -hit.similarity)[:n]
+            chosen = _spaced((hit for hit in hits if hit.cell not in self.not_cells), k, self.spacing_m)
+            if len(chosen) == k or len(hits) < n or n >= n_all:
+                return chosen
+            n *= _FIRST_LOOK
 
 
 def nearest_cell(tables: Sequence[MappedTable], place: Place) -> Hit:
@@ -152,16 +193,6 @@ def unit(query: _Query) -> _Query:
     if not np.isfinite(length) or length < 1e-12:
         raise QueryError("The embedding has no direction: it is all zero, or not finite. Send one of an encoder.")
     return np.asarray(query / length, dtype=np.float32)
-
-
-def _best(candidates: Sequence[tuple[MappedTable, NDArray[np.float32]]], k: int) -> list[Hit]:
-    hits = [
-        Hit(table, int(row), float(similarities[row]))
-        for table, similarities in candidates
-        for row in top_rows(similarities, k)
-        if similarities[row] > -np.inf
-    ]
-    return sorted(hits, key=lambda hit: -hit.similarity)[:k]  # stable: of equal ones that of the first table
 
 
 def _spaced(hits: Iterable[Hit], k: int, spacing_m: float) -> list[Hit]:

@@ -81,7 +81,12 @@ def test_a_click_finds_places_like_it(page, address):
     page.wait_for_load_state("networkidle")
     n_results = page.locator("[data-testid=result]").count()
     assert 3 <= n_results <= 12  # there is not room for many that are 500 m apart
-    page.wait_for_function("document.querySelector('[data-testid=result] img').naturalWidth > 0", timeout=30_000)
+    picture = page.locator("[data-testid=result] img").first
+    ends = time.monotonic() + 30
+    # Playwright's own waiting evaluates text in the page, which its policy forbids.
+    while not picture.evaluate("image => image.naturalWidth"):
+        assert time.monotonic() < ends
+        page.wait_for_timeout(100)
     assert f"{n_results} places" in page.inner_text("#status")
     assert "token" not in page.url
 

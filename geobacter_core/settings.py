@@ -73,6 +73,10 @@ class Settings:
         """The region's embedding table."""
         return self.data / "embeddings" / region / "embeddings.parquet"
 
+    def serving_folder(self, region: str) -> Path:
+        """The region's embedding table as arrays that can be mapped into memory."""
+        return self.data / "serving" / region
+
     def evaluation_file(self, region: str) -> Path:
         """Figures of the last evaluation of an encoder on a region."""
         return self.evaluation_folder(region) / "evaluation.parquet"

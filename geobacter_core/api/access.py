@@ -6,7 +6,6 @@ Plain ASGI, in front of everything else: what is refused costs next to nothing, 
 import asyncio
 import hashlib
 import hmac
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +17,9 @@ from geobacter_core.errors import ApiSettingsError
 
 TOKEN_VARIABLE = "GEOBACTER_TOKEN"
 MIN_TOKEN_LENGTH = 16
-_OPEN_PATHS = ("/", "/health", "/ready", "/favicon.ico", "/docs", "/openapi.json")
+_OPEN_PATHS = ("/", "/health", "/ready", "/favicon.ico", "/openapi.json")
 _OPEN_PREFIX = "/explorer/"
 _LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +65,9 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let in or refuse."""
         if scope["type"] == "http":
-            headers = dict(scope["headers"])
             if not self._digests:
                 # A page of another site may make a browser ask this server under a name of its own.
-                host = headers.get(b"host", b"").decode("latin-1").lower()
+                host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
                 name = host if host.endswith("]") else host.rpartition(":")[0] or host
                 if name not in _LOOPBACK_HOSTS:
                     detail = "Without a token this server answers on loopback only: ask localhost or 127.0.0.1."
@@ -109,7 +106,7 @@ class Limiter:
         limits = self._limits
         stated = dict(scope["headers"]).get(b"content-length", b"0")
         if not stated.isdigit() or int(stated) > limits.body_bytes:
-            return await refuse(send, 413, f"A body may have {limits.body_bytes:,} bytes. Send several requests.")
+            return await self._refuse_size(send)
         if self.n_in_flight >= limits.in_flight:
             detail = f"{limits.in_flight} requests are under way, which is as many as this server takes. Try again."
             return await refuse(send, 503, detail, problem_headers(1))
@@ -118,6 +115,9 @@ class Limiter:
             return await self._with_body(scope, receive, send)
         finally:
             self.n_in_flight -= 1
+
+    async def _refuse_size(self, send: Send) -> None:
+        await refuse(send, 413, f"A body may have {self._limits.body_bytes:,} bytes. Send several requests.")
 
     async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take in the whole body first: whoever is slow with it keeps nobody else waiting."""
@@ -133,8 +133,7 @@ class Limiter:
                     pieces.append(message.get("body", b""))
                     size += len(pieces[-1])
                     if size > limits.body_bytes:
-                        detail = f"A body may have {limits.body_bytes:,} bytes. Send several requests."
-                        return await refuse(send, 413, detail)
+                        return await self._refuse_size(send)
                     if not message.get("more_body"):
                         break
         except TimeoutError:

@@ -66,9 +66,8 @@ def create_app(
     Routes(service, workers, metrics).add_to(app)
     app.mount("/explorer", StaticFiles(directory=EXPLORER), name="explorer")
     _describe(app)
-    limiter_limits = limits or Limits()
     # From the inside out: what is refused is counted, too.
-    app.add_middleware(_Limited, limits=limiter_limits, metrics=metrics)
+    app.add_middleware(_Limited, limits=limits or Limits(), metrics=metrics)
     app.add_middleware(Guard, tokens=tokens)
     app.add_middleware(Counted, metrics=metrics)
     return app

@@ -16,7 +16,6 @@ from geobacter_core.errors import FeaturesError
 from geobacter_core.geo import TILE_PX, TILE_ZOOM, WORLD_PX, Floats, Tile, lonlat_to_pixel
 from geobacter_core.osm.features import load_features
 from geobacter_core.plots.arrange import component_colours, principal_components, sampled_rows
-from geobacter_core.settings import Settings
 from geobacter_core.tiles.mapnik import open_maps
 from geobacter_core.tiles.source import Pixels
 from geobacter_core.tiles.style import Style, load_style
@@ -34,28 +33,35 @@ _N_SEEN, _N_MEASURED = 300, 50
 _DISC_PX = 5
 
 
+def base_map_style(style: Style) -> Style:
+    """The style of the base map: the installation's if that is made for eyes, else `carto`."""
+    return style if len(style.maps) == 1 and not style.masks else load_style("carto")
+
+
 class BaseMap:
     """Draws a region's map features with Mapnik at any zoom; one tile at a time, the last ones remembered."""
 
     def __init__(self, files: Path, style: Style) -> None:
-        """Draw the features in a folder in a style that has red, green and blue."""
+        """Draw the features in a folder, whose name tells its content, in a style that has red, green and blue."""
         self.files = files
-        self._maps = open_maps(style, files)
+        self._style = style
+        self._opened: tuple[mapnik.Map, ...] = ()
         self._lock = threading.Lock()
 
     @classmethod
-    def of(cls, settings: Settings, region: str, style: Style) -> "BaseMap | None":
-        """The map of a region's features, if it has any: in the installation's style if that is made for eyes."""
+    def of(cls, features: Path, style: Style) -> "BaseMap | None":
+        """The map of a region's features, `features/<region>`, if it has any."""
         try:
-            _, files = load_features(settings.features_folder(region))
+            _, files = load_features(features)
         except FeaturesError:
             return None
-        return cls(files, style if len(style.maps) == 1 and not style.masks else load_style("carto"))
+        return cls(files, style)
 
     def draw(self, tile: Tile) -> Pixels:
         """A tile as uint8 `[256, 256, 3]`."""
-        map_ = self._maps[0]
         with self._lock:
+            self._opened = self._opened or open_maps(self._style, self.files)
+            map_ = self._opened[0]
             map_.resize(TILE_PX, TILE_PX)
             map_.buffer_size = _BUFFER_PX
             map_.zoom_to_box(mapnik.Box2d(*tile.mercator_box))
@@ -146,15 +152,6 @@ def _rings(table: MappedTable, row: int) -> Iterator[tuple[Floats, Floats]]:
     for part in shapely.get_parts(table.geometry(row)):
         ring = part.exterior if isinstance(part, shapely.Polygon) else part
         yield lonlat_to_pixel(*shapely.get_coordinates(ring).T)
-
-
-def png(pixels: Pixels) -> bytes:
-    """A PNG of uint8 `[H, W, 3 or 4]`, red first."""
-    order = cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA
-    is_written, body = cv2.imencode(".png", cv2.cvtColor(pixels, order), [cv2.IMWRITE_PNG_COMPRESSION, 4])
-    if not is_written:
-        raise ValueError("OpenCV cannot write the picture")
-    return bytes(body)
 
 
 class Remembered:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import FileResponse
+from PIL import Image
 from pydantic import BaseModel, TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
@@ -21,7 +22,7 @@ from geobacter_core.api.bodies import (
     places_in,
     places_of_pairs,
 )
-from geobacter_core.api.maps import MAX_ZOOM, MIN_ZOOM, PAPER, Remembered, png
+from geobacter_core.api.maps import MAX_ZOOM, MIN_ZOOM, PAPER, Remembered
 from geobacter_core.api.metrics import CONTENT_TYPE, Metrics
 from geobacter_core.api.models import (
     MAX_PICKED,
@@ -43,15 +44,14 @@ from geobacter_core.api.models import (
     SimilarToPlaces,
 )
 from geobacter_core.api.problems import ApiError, responses
-from geobacter_core.api.state import ServedRegion, Service, Snapshot, outline
-from geobacter_core.embeddings.mapped import MappedTable
+from geobacter_core.api.state import Searchable, ServedRegion, Service, Snapshot, outline
 from geobacter_core.embeddings.places import Places
 from geobacter_core.embeddings.query import walk_between
-from geobacter_core.embeddings.search import Hit, Near, nearest, nearest_cell, unit
+from geobacter_core.embeddings.search import Hit, Near, nearest, nearest_cell
 from geobacter_core.encoder.evaluate import Embeddings
 from geobacter_core.geo import Floats, Place, Tile
 from geobacter_core.plots.colours import to_rgb
-from geobacter_core.tiles.style import load_style
+from geobacter_core.plots.page import png_bytes
 from geobacter_core.tiles.window import WindowReader
 
 EXPLORER = Path(__file__).parent / "explorer"
@@ -196,8 +196,8 @@ class Routes:
         snapshot = self._snapshot
         places = snapshot.ready()
         at = np.array([lon]), np.array([lat])
-        row = await self._embedded(places, *at)
         served = snapshot.regions[places.grounds[places.regions_of(*at)[0]].region]
+        row = await self._batcher.embed(places, *at)
         version = places.encoder.version
         cell, boundary = served.cell_at(Place(lon, lat))
         return Json(
@@ -247,10 +247,10 @@ class Routes:
         max_distance_m: Annotated[Metres | None, Query(description="and at most so far from the place")] = None,
     ) -> Response:
         """The cells most similar to a place."""
-        places, tables = self._snapshot.tables(region)
-        row = (await self._embedded(places, np.array([lon]), np.array([lat])))[0]
+        where = self._snapshot.searchable(region)
+        row = (await self._embedded(where.places, np.array([lon]), np.array([lat])))[0]
         near = Near((Place(lon, lat),), min_distance_m, max_distance_m)
-        return await self._found(places, tables, row, k, near, min_distance_m)
+        return await self._found(where, row, k, near, min_distance_m)
 
     @_operation(
         "/similar", SimilarAnswer, tag="search", problems=_OF_SEARCHES, body=(SimilarToPlaces, SimilarToEmbedding)
@@ -259,15 +259,15 @@ class Routes:
         """The cells most similar to an embedding, or to several places."""
         content_type(request)
         query = parsed(_SIMILAR, await request.body())
-        places, tables = self._snapshot.tables(query.regions)
+        where = self._snapshot.searchable(query.regions)
         near: Near | None = None
         if isinstance(query, SimilarToEmbedding):
             vector = np.array(query.embedding, np.float32)
         else:
             picked = [Place(each.lon, each.lat) for each in query.places]
-            vector = (await self._embedded(places, *_arrays(picked))).mean(axis=0)
+            vector = (await self._embedded(where.places, *_arrays(picked))).mean(axis=0)
             near = Near(tuple(picked), query.min_distance_m, query.max_distance_m)
-        return await self._found(places, tables, vector, query.k, near, query.min_distance_m)
+        return await self._found(where, vector, query.k, near, query.min_distance_m)
 
     @_operation("/interpolate", InterpolationAnswer, tag="search", problems=(404, 422))
     async def interpolation(
@@ -278,18 +278,18 @@ class Routes:
         region: Annotated[list[str] | None, Query(description="where to search; everywhere if absent")] = None,
     ) -> Response:
         """A walk from one place to another, by embeddings."""
-        places, tables = self._snapshot.tables(region)
-        ends = await self._embedded(places, *_arrays(places_of_pairs([start, end])))
+        where = self._snapshot.searchable(region)
+        ends = await self._embedded(where.places, *_arrays(places_of_pairs([start, end])))
 
         def walk() -> list[dict[str, Any]]:
             walked: list[dict[str, Any]] = []
-            for share, hit in walk_between(tables, ends[0], ends[1], steps):
+            for share, hit in walk_between(where.tables, ends[0], ends[1], steps):
                 step = _of_hit(hit, None)
                 del step["ground_m"], step["distance"]
                 walked.append({"t": share, **step})
             return walked
 
-        return Json({"encoder": places.encoder.version.name, "steps": await run_in_threadpool(walk)})
+        return Json({"encoder": where.places.encoder.version.name, "steps": await run_in_threadpool(walk)})
 
     @_operation("/arithmetic", SimilarAnswer, tag="search", problems=(404, 409, 422))
     async def arithmetic(
@@ -303,11 +303,11 @@ class Routes:
         ] = 0,
     ) -> Response:
         """The cells most similar to some places and least to others."""
-        places, tables = self._snapshot.tables(region)
+        where = self._snapshot.searchable(region)
         picked = places_of_pairs([*plus, *(minus or [])])
-        rows = await self._embedded(places, *_arrays(picked))
+        rows = await self._embedded(where.places, *_arrays(picked))
         vector = rows[: len(plus)].sum(axis=0) - rows[len(plus) :].sum(axis=0)
-        return await self._found(places, tables, vector, k, Near(tuple(picked), min_distance_m), min_distance_m)
+        return await self._found(where, vector, k, Near(tuple(picked), min_distance_m), min_distance_m)
 
     # Pictures.
 
@@ -323,7 +323,8 @@ class Routes:
         ] = None,
     ) -> Response:
         """The window of a place."""
-        places = self._snapshot.ready()
+        snapshot = self._snapshot
+        places = snapshot.ready()
         version = places.encoder.version
         lon_, lat_ = np.array([lon]), np.array([lat])
         number = places.regions_of(lon_, lat_)[0]
@@ -332,9 +333,9 @@ class Routes:
         def draw() -> bytes:
             reader = WindowReader(places.grounds[number].chunks, extent_m, size_px, memory=places.memory)
             window = np.moveaxis(reader.windows(lon_, lat_)[0], 0, -1)
-            return png(to_rgb(window, _channels(places)))
+            return png_bytes(Image.fromarray(to_rgb(window, snapshot.channels)))
 
-        return Response(await run_in_threadpool(draw), media_type="image/png", headers=_CACHED)
+        return _picture(await run_in_threadpool(draw))
 
     @_operation("/tile/{z}/{x}/{y}.png", PNG, tag="pictures", problems=(404, 422), may_be_empty=True)
     async def tile(self, z: int, x: int, y: int) -> Response:
@@ -354,25 +355,23 @@ class Routes:
                 drawn = other.draw(tile)
                 is_drawn = (drawn != np.array(PAPER, np.uint8)).any(axis=2)
                 pixels[is_drawn] = drawn[is_drawn]
-            return png(pixels)
+            return png_bytes(Image.fromarray(pixels))
 
-        key = ("map", tile, *(id(each) for each in maps))
+        key = ("map", tile, *(each.files for each in maps))
         return _picture(await run_in_threadpool(self._tiles.get, key, draw))
 
     @_operation("/cells/{region}/{z}/{x}/{y}.png", PNG, tag="pictures", problems=(404, 422), may_be_empty=True)
     async def cells(self, region: str, z: int, x: int, y: int) -> Response:
         """Cells in the colours of their embeddings."""
         tile = _tile(z, x, y, 0)
-        served = self._snapshot.regions.get(region)
-        if served is None:
-            raise ApiError(404, f"There is no region '{region[:64]}'. Known are: {', '.join(self._snapshot.regions)}.")
+        served = self._snapshot.region(region)
         cell_map = served.cell_map
         if cell_map is None or not served.geometry.intersects(tile.polygon):
             return Response(status_code=204, headers=_CACHED)
 
         def draw() -> bytes | None:
             pixels = cell_map.draw(tile)
-            return None if pixels is None else png(pixels)
+            return None if pixels is None else png_bytes(Image.fromarray(pixels))
 
         key = ("cells", region, cell_map.table.digest, tile)
         return _picture(await run_in_threadpool(self._tiles.get, key, draw))
@@ -388,28 +387,16 @@ class Routes:
         return await self._batcher.embed(places, lon, lat)
 
     async def _found(
-        self,
-        places: Places,
-        tables: list[MappedTable],
-        vector: Embeddings,
-        k: int,
-        near: Near | None,
-        spacing_m: float,
+        self, where: Searchable, vector: Embeddings, k: int, near: Near | None, spacing_m: float
     ) -> Response:
         def search() -> list[dict[str, Any]]:
-            indexes = self._snapshot.indexes
             # Who picks several places wants others like them.
             several = near.places if near is not None and len(near.places) > 1 else ()
-            own = {nearest_cell(tables, place).cell for place in several}
-            hits = nearest(tables, unit(vector), k, near, spacing_m, own, indexes)
+            own = {nearest_cell(where.tables, place).cell for place in several}
+            hits = nearest(where.tables, vector, k, near, spacing_m, own, where.indexes)
             return [_of_hit(hit, near) for hit in hits]
 
-        return Json({"encoder": places.encoder.version.name, "results": await run_in_threadpool(search)})
-
-
-def _channels(places: Places) -> tuple[str, ...]:
-
-    return load_style(places.encoder.version.style).channels
+        return Json({"encoder": where.places.encoder.version.name, "results": await run_in_threadpool(search)})
 
 
 def _tile(z: int, x: int, y: int, min_zoom: int) -> Tile:
@@ -421,7 +408,7 @@ def _tile(z: int, x: int, y: int, min_zoom: int) -> Tile:
 def _picture(body: bytes | None) -> Response:
     if body is None:
         return Response(status_code=204, headers=_CACHED)
-    return Response(body, media_type="image/png", headers=_CACHED)
+    return Response(body, media_type=PNG, headers=_CACHED)
 
 
 def _image(lon: float, lat: float) -> str:
@@ -442,7 +429,7 @@ def _of_hit(hit: Hit, near: Near | None) -> dict[str, Any]:
         "lat": here.lat,
         "similarity": hit.similarity,
         "distance": 1 - hit.similarity,
-        "ground_m": None if near is None else round(float(near.away_m(np.array([[here.lon, here.lat]]))[0]), 1),
+        "ground_m": None if near is None else round(hit.away_m(near), 1),
         "image": _image(here.lon, here.lat),
     }
 

@@ -7,7 +7,7 @@ champion, a tile cache, a region's features or a table is another, and puts a ne
 import logging
 import threading
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,16 +16,17 @@ import h3
 import numpy as np
 import shapely
 
-from geobacter_core.api.maps import BaseMap, CellMap
+from geobacter_core.api.maps import BaseMap, CellMap, base_map_style
 from geobacter_core.api.problems import ApiError
 from geobacter_core.embeddings.index import Index, index_of, is_wanted
 from geobacter_core.embeddings.mapped import MappedTable, map_table
-from geobacter_core.embeddings.places import Ground, Places, find_ground, style_of
+from geobacter_core.embeddings.places import MEMORY_BYTES, Ground, Places, find_ground, style_of
 from geobacter_core.embeddings.search import nearest_cell
 from geobacter_core.encoder.registry import Registry
-from geobacter_core.encoder.version import Encoder
+from geobacter_core.encoder.version import Encoder, EncoderVersion
 from geobacter_core.errors import GeobacterError
 from geobacter_core.geo import Floats, Place
+from geobacter_core.osm.features import MANIFEST as FEATURES_MANIFEST
 from geobacter_core.plots.colours import to_rgb
 from geobacter_core.regions import Region, load_regions
 from geobacter_core.settings import Settings
@@ -36,7 +37,6 @@ from geobacter_core.tiles.style import Style, load_style
 from geobacter_core.tiles.window import WindowReader
 
 LOOK_EVERY_S = 10.0
-_MEMORY_BYTES = 512 << 20
 _COLOUR_WINDOW_M, _COLOUR_WINDOW_PX = 200.0, 32
 _log = logging.getLogger(__name__)
 
@@ -47,21 +47,29 @@ class ServedRegion:
 
     Attributes:
         region: Its definition.
-        ground: Its ground and tiles, if it has any in the encoder's style.
+        ground: Its ground and tiles.
+        style: `name/version` of its tiles' style.
         table: Its embedding table, if it has one.
         base_map: Draws its features, if it has any.
         cell_map: Draws its cells, if it has a table.
-        geometry: What it covers, degrees.
-        style: `name/version` of its tiles' style.
     """
 
     region: Region
-    geometry: shapely.Geometry
+    ground: Ground
     style: str
-    ground: Ground | None = None
     table: MappedTable | None = None
     base_map: BaseMap | None = None
     cell_map: CellMap | None = None
+
+    @property
+    def geometry(self) -> shapely.Geometry:
+        """What it covers, degrees."""
+        return self.ground.geometry
+
+    def is_drawn_from(self, table: MappedTable | None, ground: Ground) -> bool:
+        """Whether its cells look as those of a table do on some ground."""
+        is_table = self.table is not None and table is not None and self.table.digest == table.digest
+        return is_table and self.ground.chunks.key == ground.chunks.key
 
     @property
     def cell_resolution(self) -> int:
@@ -79,6 +87,36 @@ class ServedRegion:
 
 
 @dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a look finds: a snapshot is made from it, and again only when it is another.
+
+    Attributes:
+        regions: Those of the regions file.
+        champion: The champion, if there is one.
+        files: State of the files that say what there is of each region.
+    """
+
+    regions: Mapping[str, Region]
+    champion: EncoderVersion | None
+    files: tuple[tuple[int, int, int] | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Searchable:
+    """Tables of one encoder.
+
+    Attributes:
+        places: The encoder, and what it can embed.
+        tables: The tables.
+        indexes: Those of very large tables, by digest.
+    """
+
+    places: Places
+    tables: list[MappedTable]
+    indexes: Mapping[str, Index]
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """All that requests are answered from.
 
@@ -88,7 +126,8 @@ class Snapshot:
         encoders: Those of tables, by name; the champion's too.
         indexes: Those of very large tables, by digest, as far as they are made.
         why_not: What is missing for answers, in words; None if nothing is.
-        stamp: Of what it was made from.
+        channels: Names of the channels of the champion's style.
+        seen: What it was made from.
     """
 
     regions: Mapping[str, ServedRegion] = field(default_factory=dict)
@@ -96,7 +135,8 @@ class Snapshot:
     encoders: Mapping[str, Places] = field(default_factory=dict)
     indexes: Mapping[str, Index] = field(default_factory=dict)
     why_not: str | None = "The server has not looked at its data yet."
-    stamp: Hashable = None
+    channels: tuple[str, ...] = ()
+    seen: _Seen | None = None
 
     def ready(self) -> Places:
         """The places.
@@ -108,26 +148,32 @@ class Snapshot:
             raise ApiError(503, self.why_not or "There is no encoder.", int(LOOK_EVERY_S))
         return self.places
 
-    def tables(self, names: list[str] | None = None) -> tuple[Places, list[MappedTable]]:
+    def region(self, name: str) -> ServedRegion:
+        """A region by its name.
+
+        Raises:
+            ApiError: It is unknown.
+        """
+        if name not in self.regions:
+            raise ApiError(404, f"There is no region '{name[:64]}'. Known are: {', '.join(self.regions)}.")
+        return self.regions[name]
+
+    def searchable(self, names: list[str] | None = None) -> Searchable:
         """The tables of some regions, or of all, that were made by one encoder: the champion, if any was.
 
         Raises:
             ApiError: A region is unknown or has no table, or there is none at all.
         """
-        self.ready()
-        for name in names or ():
-            if name not in self.regions:
-                raise ApiError(404, f"There is no region '{name}'. Known are: {', '.join(self.regions)}.")
-        chosen = [self.regions[name] for name in dict.fromkeys(names)] if names else list(self.regions.values())
+        champion = self.ready().encoder.version.name
+        chosen = [self.region(name) for name in dict.fromkeys(names or self.regions)]
         tables = [
             served.table for served in chosen if served.table is not None and served.table.encoder in self.encoders
         ]
         if not tables:
             which = ", ".join(served.region.name for served in chosen)
             raise ApiError(404, f"No embedding table of {which} can be searched. Materialise region_embeddings.")
-        champion = self.ready().encoder.version.name
         encoder = champion if any(table.encoder == champion for table in tables) else tables[0].encoder
-        return self.encoders[encoder], [table for table in tables if table.encoder == encoder]
+        return Searchable(self.encoders[encoder], [table for table in tables if table.encoder == encoder], self.indexes)
 
 
 class Service:
@@ -140,8 +186,9 @@ class Service:
         self.n_swaps = 0
         self._look_every_s = look_every_s
         self._registry: Registry | None = None
-        self._memory = ChunkMemory(_MEMORY_BYTES)
+        self._memory = ChunkMemory(MEMORY_BYTES)
         self._loaded: dict[str, Encoder] = {}
+        self._considered: set[str] = set()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -170,13 +217,16 @@ class Service:
         """Make the indexes that are missing; until one is there, its table is searched without."""
         for served in self.snapshot.regions.values():
             table = served.table
-            if table is None or table.digest in self.snapshot.indexes or not is_wanted(table):
+            if table is None or table.digest in self._considered:
+                continue
+            self._considered.add(table.digest)  # what fails takes minutes, and would fail again
+            if not is_wanted(table):
                 continue
             try:
                 index = index_of(table)
             except Exception as problem:
                 _log.warning("region '%s' is searched without an index: %s", table.region, problem)
-                return
+                continue
             with self._lock:
                 self.snapshot = replace(self.snapshot, indexes={**self.snapshot.indexes, table.digest: index})
 
@@ -189,10 +239,10 @@ class Service:
         with self._lock:
             begun = time.monotonic()
             try:
-                stamp = self._stamp()
-                if stamp == self.snapshot.stamp and self.snapshot.why_not is None:
+                seen = self._seen()
+                if seen == self.snapshot.seen and self.snapshot.why_not is None:
                     return
-                snapshot = self._made(stamp)
+                snapshot = self._made(seen)
             except Exception as problem:
                 if self.snapshot.places is None:
                     self.snapshot = Snapshot(why_not=str(problem) if isinstance(problem, GeobacterError) else _UNSAID)
@@ -210,42 +260,43 @@ class Service:
                 time.monotonic() - begun,
             )
 
-    def _stamp(self) -> Hashable:
+    @property
+    def _store(self) -> Registry:
+        """The registry; not before it is needed, since it may not answer yet."""
+        if self._registry is None:
+            self._registry = Registry(self.settings)
+        return self._registry
+
+    def _seen(self) -> _Seen:
         settings = self.settings
         regions = load_regions(settings.regions_file)
-        if self._registry is None:
-            self._registry = Registry(settings)
-        champion = self._registry.find_champion()
-        files = [
-            file
+        files = (
+            _state(file)
             for name in regions
             for file in (
-                settings.features_folder(name) / "features.json",
+                settings.features_folder(name) / FEATURES_MANIFEST,
                 settings.tiles_folder(name, settings.style) / MANIFEST,
                 settings.embeddings_file(name),
             )
-        ]
-        return tuple(regions.items()), champion, tuple(_state(file) for file in files)
+        )
+        return _Seen(regions, self._store.find_champion(), tuple(files))
 
-    def _made(self, stamp: Hashable) -> Snapshot:
-        settings, before = self.settings, self.snapshot
-        regions = load_regions(settings.regions_file)
-        registry = self._registry or Registry(settings)
-        version = registry.find_champion()
+    def _made(self, seen: _Seen) -> Snapshot:
+        before, version = self.snapshot, seen.champion
         if version is None:
-            alias = registry.champion_alias
-            why = f"MLflow at {registry.shown_uri} has no {alias} yet. Materialise location_encoder, or promote one."
-            return Snapshot(why_not=why, stamp=stamp)
-        style = style_of(version)
+            alias = self._store.champion_alias
+            why = f"MLflow at {self._store.shown_uri} has no {alias} yet. Materialise location_encoder, or promote one."
+            return Snapshot(why_not=why, seen=seen)
+        style, map_style = style_of(version), base_map_style(load_style(self.settings.style))
         served = {
             name: found
-            for name, region in regions.items()
-            if (found := self._region(region, style, before.regions.get(name))) is not None
+            for name, region in seen.regions.items()
+            if (found := self._region(region, style, map_style, before.regions.get(name))) is not None
         }
         names = {found.table.encoder for found in served.values() if found.table is not None} | {version.name}
-        loaded = {name: encoder for name in sorted(names) if (encoder := self._encoder(registry, name)) is not None}
+        loaded = {name: encoder for name in sorted(names) if (encoder := self._encoder(name, version)) is not None}
         self._loaded = loaded
-        grounds = [found.ground for found in served.values() if found.ground is not None]
+        grounds = [found.ground for found in served.values()]
         encoders = {
             name: Places(encoder, grounds, self._memory)
             for name, encoder in loaded.items()
@@ -254,9 +305,13 @@ class Service:
         why_not: str | None = None
         if not grounds:
             why_not = f"No region has tiles or map features for style {style.label}. Materialise map_features for one."
-        return Snapshot(served, encoders[version.name], encoders, self._kept_indexes(served), why_not, stamp)
+        return Snapshot(
+            served, encoders[version.name], encoders, self._kept_indexes(served), why_not, style.channels, seen
+        )
 
-    def _region(self, region: Region, style: Style, before: ServedRegion | None) -> ServedRegion | None:
+    def _region(
+        self, region: Region, style: Style, map_style: Style, before: ServedRegion | None
+    ) -> ServedRegion | None:
         settings, name = self.settings, region.name
         try:
             ground = find_ground(settings, name, style)
@@ -268,25 +323,28 @@ class Service:
         path = settings.embeddings_file(name)
         if path.exists():
             try:
-                table = map_table(path, settings.data / "serving" / name)
-                was = before.cell_map if before is not None else None
-                is_same = was is not None and was.table.digest == table.digest
-                cell_map = was if is_same else CellMap(table, partial(_window_colours, ground, style))
+                table = map_table(path, settings.serving_folder(name))
+                cell_map = CellMap(table, partial(_window_colours, ground, style))
             except GeobacterError as problem:
                 _log.warning("region '%s' cannot be searched: %s", name, problem)
-        base_map = BaseMap.of(settings, name, load_style(settings.style))
-        return ServedRegion(region, ground.geometry, style.label, ground, table, base_map, cell_map)
+        base_map = BaseMap.of(settings.features_folder(name), map_style)
+        if before is not None:  # opened maps, and colours that were found
+            if cell_map is not None and before.cell_map is not None and before.is_drawn_from(table, ground):
+                cell_map = before.cell_map
+            if base_map is not None and before.base_map is not None and before.base_map.files == base_map.files:
+                base_map = before.base_map
+        return ServedRegion(region, ground, style.label, table, base_map, cell_map)
 
-    def _encoder(self, registry: Registry, name: str) -> Encoder | None:
+    def _encoder(self, name: str, champion: EncoderVersion) -> Encoder | None:
         if name in self._loaded:
             return self._loaded[name]
-        version = registry.version(name.rpartition("/")[2])
+        version = self._store.version(name.rpartition("/")[2])
         if version is None or version.name != name:
             return None
         try:
-            return registry.load(version)
+            return self._store.load(version)
         except GeobacterError as problem:
-            if registry.find_champion() == version:
+            if version == champion:
                 raise
             _log.warning("encoder %s cannot be loaded: %s", name, problem)
             return None

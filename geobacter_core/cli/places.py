@@ -76,11 +76,15 @@ def similar(
 
 
 def _row(hit: "Hit", near: "Near") -> tuple[str, ...]:
-    import numpy as np
-
     here = hit.place
-    away_m = float(near.away_m(np.array([[here.lon, here.lat]]))[0])
-    return f"{hit.similarity:.3f}", f"{away_m:,.0f}", hit.table.region, hit.cell, f"{here.lon:.5f}", f"{here.lat:.5f}"
+    return (
+        f"{hit.similarity:.3f}",
+        f"{hit.away_m(near):,.0f}",
+        hit.table.region,
+        hit.cell,
+        f"{here.lon:.5f}",
+        f"{here.lat:.5f}",
+    )
 
 
 def _champions_places(settings: Settings) -> "Places":
@@ -125,4 +129,4 @@ def _tables(settings: Settings, encoder: str, region: str | None) -> "list[Mappe
             f"No embedding table of {', '.join(names)} was made by {encoder} (there are: {others}). Materialise "
             "region_embeddings, or: make embed REGION=name"
         )
-    return [map_table(settings.embeddings_file(name), settings.data / "serving" / name) for name in chosen]
+    return [map_table(settings.embeddings_file(name), settings.serving_folder(name)) for name in chosen]

@@ -29,7 +29,7 @@ from geobacter_core.tiles.source import Chunks, DrawnChunks, Pixels
 from geobacter_core.tiles.style import Style, load_style
 from geobacter_core.tiles.window import WindowReader
 
-_MEMORY_BYTES = 512 << 20
+MEMORY_BYTES = 512 << 20
 """Of decoded chunks, of all regions together."""
 _BATCHES_AT_ONCE = 8
 _SERVED_WORLD = (-180.0, -85.0, 180.0, 85.0)
@@ -132,7 +132,7 @@ class Places:
         """
         self.encoder = encoder
         self.grounds = tuple(grounds)
-        self.memory = memory or ChunkMemory(_MEMORY_BYTES)
+        self.memory = memory or ChunkMemory(MEMORY_BYTES)
         version = encoder.version
         for ground in self.grounds:
             shapely.prepare(ground.geometry)
@@ -191,7 +191,9 @@ class Places:
             PlaceError: As `regions_of`.
             TileCacheError: A chunk is missing, damaged, or just being replaced.
         """
-        regions = self.regions_of(lon, lat)
+        return self._windows(lon, lat, self.regions_of(lon, lat))
+
+    def _windows(self, lon: Floats, lat: Floats, regions: NDArray[np.int64]) -> Pixels:
         version = self.encoder.version
         side = version.size_px
         windows = np.empty((len(lon), version.spec.n_planes, side, side), np.uint8)
@@ -208,13 +210,13 @@ class Places:
         Raises:
             GeobacterError: As `windows`.
         """
-        self.regions_of(lon, lat)
+        regions = self.regions_of(lon, lat)
         embeddings = np.empty((len(lon), self.encoder.version.embedding_dim), np.float32)
         order = np.lexsort(chunk_numbers(np.stack([lon, lat], axis=1)))
         step = _BATCHES_AT_ONCE * self.encoder.batch_size
         for begin in range(0, len(order), step):
             rows = order[begin : begin + step]
-            embeddings[rows] = self.encoder.encode(self.windows(lon[rows], lat[rows]))
+            embeddings[rows] = self.encoder.encode(self._windows(lon[rows], lat[rows], regions[rows]))
         return embeddings
 
 

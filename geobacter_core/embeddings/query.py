@@ -13,9 +13,9 @@ import shapely
 from numpy.typing import NDArray
 
 from geobacter_core.embeddings.mapped import MappedTable
-from geobacter_core.embeddings.search import Hit, Near, nearest
+from geobacter_core.embeddings.search import Hit, Near, nearest, spaced, top_rows
 from geobacter_core.errors import EmbeddingsError, OutsideError
-from geobacter_core.geo import Place, ground_distance_m
+from geobacter_core.geo import Place
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -38,19 +38,11 @@ def similar(
     With `lonlat` `[N, 2]` (degrees) and `spacing_m`, a row nearer than that to a better one is passed over, so that the
     answer is not one place and its neighbours.
     """
-    order = np.argsort(-(embeddings @ query), kind="stable")
+    similarities = embeddings @ query
     if lonlat is None or spacing_m <= 0:
-        return order[:k]
-    chosen: list[int] = []
-    for row in order:
-        taken = lonlat[chosen]
-        here = lonlat[row]
-        apart = ground_distance_m(np.full(len(taken), here[0]), np.full(len(taken), here[1]), taken[:, 0], taken[:, 1])
-        if not len(apart) or apart.min() >= spacing_m:
-            chosen.append(int(row))
-            if len(chosen) == k:
-                break
-    return np.array(chosen, dtype=np.int64)
+        return top_rows(similarities, k)
+    rows = np.argsort(-similarities, kind="stable")
+    return np.array(spaced(rows, lambda row: lonlat[row], k, spacing_m), dtype=np.int64)
 
 
 def interpolate(start: NDArray[np.float32], end: NDArray[np.float32], steps: int) -> Embeddings:

@@ -1,8 +1,9 @@
 """Nearest cells in any number of tables: exact by one matrix product, or by an index where there are very many rows."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from geobacter_core.geo import Place, ground_distance_m
 _FIRST_LOOK = 4
 _BLOCK = 256
 _Query = NDArray[np.float32]
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,10 @@ class Hit:
         """The cell's centre."""
         lon, lat = self.table.lonlat[self.row]
         return Place(float(lon), float(lat))
+
+    def away_m(self, near: Near) -> float:
+        """How far it is from the nearest of some places, metres."""
+        return float(near.away_m(self.table.lonlat[self.row : self.row + 1])[0])
 
 
 def top_rows(similarities: NDArray[np.float32], k: int) -> NDArray[np.int64]:
@@ -166,7 +172,8 @@ class _Wanted:
         while True:
             # The sort is stable: of equal ones that of the first table comes first.
             hits = sorted((hit for part in parts for hit in part.best(n)), key=lambda hit: -hit.similarity)[:n]
-            chosen = _spaced((hit for hit in hits if hit.cell not in self.not_cells), k, self.spacing_m)
+            wanted = (hit for hit in hits if hit.cell not in self.not_cells)
+            chosen = spaced(wanted, lambda hit: hit.table.lonlat[hit.row], k, self.spacing_m)
             if len(chosen) == k or len(hits) < n or n >= n_all:
                 return chosen
             n *= _FIRST_LOOK
@@ -195,18 +202,19 @@ def unit(query: _Query) -> _Query:
     return np.asarray(query / length, dtype=np.float32)
 
 
-def _spaced(hits: Iterable[Hit], k: int, spacing_m: float) -> list[Hit]:
-    """The first k hits that are far enough from all before them."""
-    chosen: list[Hit] = []
+def spaced(
+    found: Iterable[Found], lonlat_of: Callable[[Found], NDArray[np.float64]], k: int, spacing_m: float
+) -> list[Found]:
+    """The first k of what was found, best first, that are at least `spacing_m` metres from all chosen before them."""
+    chosen: list[Found] = []
     places = np.empty((0, 2))
-    for hit in hits:
+    for each in found:
         if len(chosen) == k:
             break
-        here = hit.table.lonlat[hit.row]
-        if spacing_m > 0 and chosen:
-            away = ground_distance_m(places[:, 0], places[:, 1], here[:1], here[1:])
-            if away.min() < spacing_m:
+        if spacing_m > 0:
+            here = lonlat_of(each)
+            if chosen and ground_distance_m(places[:, 0], places[:, 1], here[:1], here[1:]).min() < spacing_m:
                 continue
-        chosen.append(hit)
-        places = np.vstack([places, here])
+            places = np.vstack([places, here])
+        chosen.append(each)
     return chosen

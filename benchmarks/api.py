@@ -238,7 +238,9 @@ def of_search(n: int = 1_000_000, dim: int = 64, k: int = 10, repeats: int = 20)
     vectors = rng.normal(size=(n, dim)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     names = np.array([b"cell"] * n)
-    table = MappedTable(vectors, np.zeros((n, 2)), {"region": "r"}, names, np.empty(0, np.uint8), np.empty(0, np.int64))
+    table = MappedTable(
+        vectors, np.zeros((n, 2)), {"region": "r", "digest": ""}, names, np.empty(0, np.uint8), np.empty(0, np.int64)
+    )
     queries = rng.normal(size=(repeats, dim)).astype(np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     ways: dict[str, Callable[[np.ndarray[Any, Any]], list[int]]] = {

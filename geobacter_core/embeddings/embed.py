@@ -42,10 +42,12 @@ from geobacter_core.tiles.mosaic import ChunkMemory
 from geobacter_core.tiles.source import Pixels
 from geobacter_core.tiles.window import WindowReader
 
-VERSION = "5"
+VERSION = "6"
 """Raise when the same tiles and encoder would give another table."""
 
-_SLICE = 64
+_WINDOWS_AT_ONCE = 256
+_BYTES_AT_ONCE = 24 << 20
+"""Of the windows of a slice or batch: arrays of more than 32 MB the system gives anew each time, and slowly."""
 _AHEAD = 2
 """So many slices and batches a thread are under way."""
 _REMEMBERED_WINDOWS = 200_000
@@ -273,6 +275,11 @@ def _clean(folder: Path, keep: Path) -> None:
         remove_temporaries(keep)
 
 
+def _windows_at_once(version: EncoderVersion) -> int:
+    """Windows that are cut, and that are encoded, by a thread at a time."""
+    return min(_WINDOWS_AT_ONCE, max(_BYTES_AT_ONCE // (version.spec.n_planes * version.size_px**2), 1))
+
+
 @dataclass(frozen=True, slots=True)
 class _Batch:
     """A coarse cell: the part of the table before that is taken over for it, with its row group, or else its cells."""
@@ -329,6 +336,7 @@ class _Cutter:
         )
         self._version = version
         self._before = before
+        self._step = _windows_at_once(version)
         self.n_checked = self.n_changed = 0
 
     def slices(self, batches: Iterable[_Batch], folder: Path) -> Iterator[_Slice]:
@@ -353,9 +361,9 @@ class _Cutter:
             part = _Part(batch, path, cells, known, list(known.digests))
             self.n_checked += len(wanted)
             n_kept = len(cells) - len(wanted)
-            for begin in range(0, max(len(wanted), 1), _SLICE):
-                some = wanted[begin : begin + _SLICE]
-                yield _Slice(part, some, len(some) + (0 if begin else n_kept), begin + _SLICE >= len(wanted))
+            for begin in range(0, max(len(wanted), 1), self._step):
+                some = wanted[begin : begin + self._step]
+                yield _Slice(part, some, len(some) + (0 if begin else n_kept), begin + self._step >= len(wanted))
 
     def cut(self, slice_: _Slice) -> _Cut:
         """Cut a slice's windows; the digests of those that have changed are new afterwards in what is known."""
@@ -428,8 +436,9 @@ class _Embedder:
                 self._waiting.setdefault(digest, window)
         if self._waiting and self._encoder is None:
             self._encoder = self._load(self._version)
-        while self._encoder is not None and len(self._waiting) >= self._encoder.batch_size:
-            self._submit(self._encoder.batch_size)
+        n = _windows_at_once(self._version)
+        while len(self._waiting) >= n:
+            self._submit(n)
 
     def _submit(self, n: int) -> None:
         if self._encoder is None or not n:

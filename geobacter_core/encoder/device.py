@@ -26,6 +26,11 @@ def batch_size(device: torch.device) -> int:
     return 32 if device.type == "cpu" else 512
 
 
+def images_a_pass(device: torch.device) -> int:
+    """Images of one scale that an encoder computes together, always: a window then has the same bits in any company."""
+    return 32 if device.type == "cpu" else 1024
+
+
 def keep_freed_memory() -> None:
     """Have the C library keep what was freed for the next arrays, instead of giving it back to the system each time.
 

@@ -21,14 +21,8 @@ from mlflow.types.schema import Array, ColSpec
 from mlflow.utils.yaml_utils import read_yaml
 
 from geobacter_core.encoder.device import batch_size, best_device
-from geobacter_core.encoder.network import (
-    Embeddings,
-    EncoderNetwork,
-    embed,
-    for_inference,
-    random_network,
-    weights_digest,
-)
+from geobacter_core.encoder.inference import Inference
+from geobacter_core.encoder.network import EncoderNetwork, random_network, weights_digest
 from geobacter_core.encoder.version import Encoder, EncoderVersion, version_of
 from geobacter_core.errors import EncoderError
 
@@ -143,19 +137,4 @@ def load_encoder(folder: Path) -> Encoder:
 def ready(version: EncoderVersion, network: EncoderNetwork) -> Encoder:
     """A network as an encoder, on the device that suits best."""
     device = best_device()
-    network = for_inference(network).to(device)
-    size = batch_size(device)
-    return Encoder(version, lambda windows: _in_batches(network, windows, size, device), size)
-
-
-def _in_batches(network: EncoderNetwork, windows: torch.Tensor, size: int, device: torch.device) -> Embeddings:
-    """Batches of one size always, the last one padded: the same window then gives the same bits in any company."""
-    parts: list[Embeddings] = []
-    with torch.inference_mode():
-        for batch in torch.split(windows, size):
-            padded = batch
-            if len(batch) < size:
-                padded = torch.zeros((size, *batch.shape[1:]), dtype=torch.uint8)
-                padded[: len(batch)] = batch
-            parts.append(embed(network, padded.to(device), device).cpu().numpy()[: len(batch)])
-    return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+    return Encoder(version, Inference(network, version.size_px, device), batch_size(device))

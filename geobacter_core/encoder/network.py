@@ -115,7 +115,7 @@ class EncoderNetwork(nn.Module):
         self.mean.copy_(values.mean((0, 2, 3), keepdim=True))
         self.std.copy_(values.std((0, 2, 3), keepdim=True).clamp_min(1.0))
         if self.spec.shares:
-            shares = _shares(windows, self.spec.n_learnt_planes)
+            shares = _shares(coverage(windows, self.spec.n_learnt_planes))
             self.share_mean.copy_(shares.mean(dim=0))
             # What is rare must not drown the rest where it comes up.
             self.share_std.copy_(shares.std(dim=0).clamp_min(_LEAST_SHARE_STD))
@@ -127,8 +127,7 @@ class EncoderNetwork(nn.Module):
     def features(self, windows: torch.Tensor) -> torch.Tensor:
         """The backbone's output `[N, S·F]`, of the S scales that it learns from: nearly all of the work."""
         scales = [
-            # Arranged as bytes and normalised in place: with many channels the other way round takes 1.6 times as long.
-            scale.contiguous(memory_format=torch.channels_last).float().sub_(mean).mul_(1 / std)
+            normalised(scale, mean, std)
             for scale, mean, std in zip(
                 windows[:, : self.spec.n_learnt_planes].chunk(self.n_scales, dim=1),
                 self.mean.chunk(self.n_scales, dim=1),
@@ -149,10 +148,15 @@ class EncoderNetwork(nn.Module):
 
     def joined(self, features: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
         """Embeddings of windows whose features are known, float32 `[N, D]` of length 1."""
-        learnt = side_by_side(self.learnt(features))
-        if not self.spec.shares:
+        covered = coverage(windows, self.spec.n_learnt_planes) if self.spec.shares else None
+        return self.assembled(self.learnt(features), covered)
+
+    def assembled(self, parts: list[torch.Tensor], covered: torch.Tensor | None) -> torch.Tensor:
+        """Embeddings, float32 `[N, D]` of length 1, of what is learnt at each scale and, with shares, the coverage."""
+        learnt = side_by_side(parts)
+        if covered is None:
             return learnt
-        shares = (_shares(windows, self.spec.n_learnt_planes) - self.share_mean) / self.share_std
+        shares = (_shares(covered) - self.share_mean) / self.share_std
         # Their length is that on average only: brought to it in each row, the shares could no longer be told.
         parts = [learnt * (1 - _SHARES_LENGTH**2) ** 0.5, shares * (_SHARES_LENGTH / self.spec.share_dim**0.5)]
         return functional.normalize(torch.cat(parts, dim=1), dim=1)
@@ -163,8 +167,14 @@ def side_by_side(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) / len(parts) ** 0.5
 
 
-def _shares(windows: torch.Tensor, n_learnt: int) -> torch.Tensor:
-    """Of windows, uint8 `[N, P, H, W]`, what each channel covers, float32 `[N, 2·P + 2·n_learnt]`, from 0 up.
+def normalised(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """Images, uint8 `[N, C, H, W]`, as the backbone takes them."""
+    # Arranged as bytes and normalised in place: with many channels the other way round takes 1.6 times as long.
+    return images.contiguous(memory_format=torch.channels_last).float().sub_(mean).mul_(1 / std)
+
+
+def coverage(windows: torch.Tensor, n_learnt: int) -> torch.Tensor:
+    """Of windows, uint8 `[N, P, H, W]`, how much each channel covers, float32 `[N, 2·P + 2·n_learnt]`, 0 to 255.
 
     In a style of masks the mean of a channel is the share of the window that it covers; the deviation is steep where
     that is small. Both of all P channels, and of the first `n_learnt` in the middle, half as wide, too: what lies near
@@ -173,12 +183,17 @@ def _shares(windows: torch.Tensor, n_learnt: int) -> torch.Tensor:
     # In pieces: as floats, a batch of many channels does not fit the processor's cache.
     is_whole = windows.device.type != "cpu" or torch.compiler.is_exporting()
     pieces = [windows] if is_whole else torch.split(windows, _PIECE)
-    shares = []
+    covered = []
     for piece in pieces:
         quarter = piece.shape[-1] // 4
         middle = piece[:, :n_learnt, quarter:-quarter, quarter:-quarter]
-        shares.append(torch.cat([_mean_and_deviation(piece), _mean_and_deviation(middle)], dim=1))
-    return torch.asinh(torch.cat(shares) / (255 * _SHARE_KNEE))
+        covered.append(torch.cat([_mean_and_deviation(piece), _mean_and_deviation(middle)], dim=1))
+    return torch.cat(covered)
+
+
+def _shares(covered: torch.Tensor) -> torch.Tensor:
+    """What channels cover, 0 to 255, as an embedding tells it, from 0 up."""
+    return torch.asinh(covered / (255 * _SHARE_KNEE))
 
 
 def _mean_and_deviation(windows: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,8 @@ All of it depends on nothing but the place, `size_m` and `size_px`, so a window 
 table and in an answer to a request.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -18,6 +19,7 @@ from geobacter_core.errors import TileCacheError
 from geobacter_core.geo import (
     CHUNK_PX,
     CHUNK_ZOOM,
+    TILE_PX,
     Floats,
     Place,
     Tile,
@@ -124,6 +126,29 @@ class _Warps:
     size: NDArray[np.int64]
     reduction: NDArray[np.int64]
 
+    def take(self, rows: Sequence[int]) -> "_Warps":
+        """Those of some rows."""
+        some = list(rows)
+        return _Warps(self.matrix[some], self.low[some], self.size[some], self.reduction[some])
+
+
+def _neighbours(warps: _Warps, order: NDArray[np.int64]) -> Iterable[list[int]]:
+    """Rows whose boxes begin in the same square of the (reduced) map, a tile wide, first come first."""
+    squares: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for row, *square in np.column_stack([order, warps.reduction[order], warps.low[order] // TILE_PX]).tolist():
+        squares[tuple(square)].append(row)
+    return squares.values()
+
+
+def _only_colour(box: Pixels) -> Pixels | None:
+    """The colour of a box `[H, W, 4]` of one colour, `[4]`; most windows show nothing in most channels of masks."""
+    numbers = box.view(np.uint32)[..., 0]
+    first = numbers[0, 0]
+    if not first:
+        return None if cv2.hasNonZero(box.reshape(len(box), -1)) else box[0, 0]
+    # Few boxes need to be looked through.
+    return None if numbers[-1, -1] != first or (numbers != first).any() else box[0, 0]
+
 
 def memory_bytes(n_channels: int) -> int:
     """What four chunks take, decoded, that have no tile of one colour: enough for places that come chunk by chunk."""
@@ -169,27 +194,39 @@ class WindowReader:
         """
         n_channels = self.cache.n_channels
         windows = np.zeros((len(lon), self.n_planes, self.size_px, self.size_px), np.uint8)
-        buffer = np.empty((self.size_px, self.size_px, GROUP), np.uint8)
-        spare = [np.empty((self.size_px, self.size_px), np.uint8)] * (-n_channels % GROUP)
         # Chunk by chunk: where memory is short, none is decoded twice.
         order = np.lexsort(chunk_numbers(np.stack([lon, lat], axis=1)))
         warps = [
             self._warps(lon, lat, side_m, views and views.of_wider(side_m / self.size_m)) for side_m in self._sides_m
         ]
         reductions = {int(reduction) for scale in warps for reduction in np.unique(scale.reduction)}
-        shape, flags = (self.size_px, self.size_px), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         for number, scale in enumerate(warps):
-            first = number * n_channels
-            places = np.column_stack([scale.low, scale.size, scale.reduction]).tolist()
-            for index in order:
-                matrix, planes = scale.matrix[index], windows[index, first : first + n_channels]
-                for group, box in enumerate(self._box(places[index], reductions)):
-                    # Most windows show nothing in most channels of a style of masks.
-                    if box is not None and cv2.hasNonZero(box.reshape(len(box), -1)):
-                        cv2.warpAffine(box, matrix, shape, buffer, flags, cv2.BORDER_REPLICATE)
-                        own = list(planes[GROUP * group : GROUP * (group + 1)])
-                        cv2.split(buffer, own if len(own) == GROUP else own + spare)
+            planes = windows[:, number * n_channels : (number + 1) * n_channels]
+            for rows in _neighbours(scale, order):
+                self._cut(scale.take(rows), reductions, [planes[row] for row in rows])
         return windows
+
+    def _cut(self, warps: _Warps, reductions: Collection[int], windows: Sequence[Pixels]) -> None:
+        """Cut the windows of neighbours, uint8 `[C, size_px, size_px]` each and all 0, from one box around them all."""
+        low, high = warps.low.min(axis=0), (warps.low + warps.size).max(axis=0)
+        box = self._box([*low.tolist(), *(high - low).tolist(), int(warps.reduction[0])], reductions)
+        corners = np.column_stack([warps.low - low, warps.low - low + warps.size]).tolist()
+        shape, flags = (self.size_px, self.size_px), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        buffer = np.empty((*shape, GROUP), np.uint8)
+        spare = [np.empty(shape, np.uint8)] * (-self.cache.n_channels % GROUP)
+        for number, group in enumerate(box):
+            if group is None:
+                continue
+            first = GROUP * number
+            for window, matrix, (left, top, right, bottom) in zip(windows, warps.matrix, corners, strict=True):
+                source = group[top:bottom, left:right]
+                colour = _only_colour(source)
+                own = window[first : first + GROUP]
+                if colour is None:
+                    cv2.warpAffine(source, matrix, shape, buffer, flags, cv2.BORDER_REPLICATE)
+                    cv2.split(buffer, [*own] if len(own) == GROUP else [*own, *spare])
+                elif colour.any():
+                    own[:] = colour[: len(own), None, None]
 
     def window(self, place: Place) -> Pixels:
         """One window, without wider ones, as a picture: uint8 `[size_px, size_px, C]`."""

@@ -4,14 +4,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from geobacter_core.encoder.version import Encoder
+    from geobacter_core.encoder.network import EncoderNetwork
+    from geobacter_core.encoder.version import Encoder, EncoderVersion
 
 CONTEXT_M = 400.0
 
 
 def encoder_for(style: str) -> "Encoder":
-    """The default network with random weights, for a style."""
+    """The default network with random weights, for a style, ready for use."""
     from geobacter_core.encoder.exported import ready
+
+    return ready(*network_for(style))
+
+
+def network_for(style: str) -> "tuple[EncoderVersion, EncoderNetwork]":
+    """The default network with random weights, for a style."""
     from geobacter_core.encoder.network import random_network, weights_digest
     from geobacter_core.encoder.settings import TrainSettings
     from geobacter_core.encoder.version import EncoderVersion
@@ -40,4 +47,4 @@ def encoder_for(style: str) -> "Encoder":
         random_accuracy=0.5,
     )
     network = random_network(version.spec, 0)
-    return ready(replace(version, digest=weights_digest(network)), network)
+    return replace(version, digest=weights_digest(network)), network.eval()

@@ -1,7 +1,7 @@
 """Embed a region: a window for every cell, identical windows once, one sorted GeoParquet table.
 
-Threads, as many as there are processors, cut windows and encode full batches of them, each step in one thread: that
-is faster than all threads at one batch, and two steps at once do not wait for each other.
+Threads, on a CPU as many as there are processors, cut windows and encode full batches of them, each step in one thread:
+that is faster than all threads at one batch, and two steps at once do not wait for each other.
 
 Where a table of the same encoder is there already, only windows are cut that a changed tile lies under, and only those
 are encoded whose pixels differ (see `before`); the result has the same content as one made from scratch.
@@ -33,10 +33,10 @@ from geobacter_core.cells import NO_CELLS, Cells, Grid
 from geobacter_core.embeddings.before import Before, Known, check_table, write_tiles
 from geobacter_core.embeddings.history import change_rows, forget, keep_whole, write_changes
 from geobacter_core.embeddings.table import Part, milliseconds, read_metadata, read_part, rows, write_part, write_table
-from geobacter_core.encoder.device import single_threads
+from geobacter_core.encoder.device import encoding_threads, single_threads
 from geobacter_core.encoder.version import Encoder, EncoderVersion
 from geobacter_core.errors import EmbeddingsError
-from geobacter_core.files import digest_of, n_processors, only_one, remove_temporaries, written_aside
+from geobacter_core.files import digest_of, only_one, remove_temporaries, written_aside
 from geobacter_core.tiles.cache import TileCache
 from geobacter_core.tiles.mosaic import ChunkMemory
 from geobacter_core.tiles.source import Pixels
@@ -156,11 +156,12 @@ def _made(
         names, n_all = [part.name for part in before.parts], sum(part.n_cells for part in before.parts)
     else:
         names, n_all = grid.batch_names(), grid.count()
-    n_ahead = _AHEAD * n_processors()
+    n_threads = encoding_threads()
+    n_ahead = _AHEAD * n_threads
     n_cells = 0
     parts: list[Part] = []
     groups: list[tuple[Path, int]] = []
-    with single_threads(n_processors()) as pool:
+    with single_threads(n_threads) as pool:
         table = _Embedder(
             version, load, manifest.style_label, milliseconds(manifest.osm_timestamp), before, pool, n_ahead
         )

@@ -19,6 +19,8 @@ from geobacter_core.encoder.network import Embeddings, EncoderNetwork, coverage,
 
 _Pass = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _REMEMBERED = 10_000
+_ALIGNED = 4
+"""Where a row does not begin at a multiple of 4 numbers, a GPU adds it up in another order, and rounds otherwise."""
 _WARM_UP = 3
 """Passes after which a traced graph is as fast as it gets."""
 
@@ -28,14 +30,16 @@ class Inference:
 
     def __init__(self, network: EncoderNetwork, size_px: int, device: torch.device) -> None:
         """Prepare a copy of a network, which stays as it is, for windows of `size_px` on a device."""
+        self._assembled = for_inference(network).assembled  # on the CPU, where it is little work
         self._network = for_inference(network).to(device)
         self._device = device
         self._size_px = size_px
         self._size = images_a_pass(device)
         spec = network.spec
-        self._n_added = max(spec.part_dims) + (4 * spec.n_channels if spec.shares else 0)
-        self._look = self._traced(_Look(self._network, device))
-        self._cover = self._traced(_Cover(max(spec.part_dims)))
+        self._width = -(-max(spec.part_dims) // _ALIGNED) * _ALIGNED
+        self._n_added = self._width + (4 * spec.n_channels if spec.shares else 0)
+        self._look = self._traced(_Look(self._network, device, self._width))
+        self._cover = self._traced(_Cover(self._width))
         self._of_one_colour: dict[bytes, NDArray[np.float32]] = {}
 
     def __call__(self, windows: torch.Tensor) -> Embeddings:
@@ -44,14 +48,14 @@ class Inference:
         n_scales = spec.n_planes // spec.n_channels
         images = windows.contiguous().view(-1, spec.n_channels, self._size_px, self._size_px)
         with torch.inference_mode():
-            added = torch.from_numpy(self._added(images, n_scales)).to(self._device).view(-1, n_scales, self._n_added)
+            added = torch.from_numpy(self._added(images, n_scales)).view(-1, n_scales, self._n_added)
             parts = [added[:, number, :dim] for number, dim in enumerate(spec.part_dims)]
             covered = None
             if spec.shares:
-                figures = added[:, :, max(spec.part_dims) :].reshape(-1, n_scales, 4, spec.n_channels)
+                figures = added[:, :, self._width :].reshape(-1, n_scales, 4, spec.n_channels)
                 whole, middle = figures[:, :, :2], figures[:, : spec.n_scales, 2:]
                 covered = torch.cat([each.transpose(1, 2).flatten(1) for each in (whole, middle)], dim=1)
-            return self._network.assembled(parts, covered).cpu().numpy()
+            return self._assembled(parts, covered).numpy()
 
     def _added(self, images: torch.Tensor, n_scales: int) -> NDArray[np.float32]:
         """What each image adds, as `_Look` gives it, `[M, A]`; the images of a window follow each other."""
@@ -98,10 +102,11 @@ class Inference:
 class _Look(nn.Module):
     """Single images to what they add to an embedding: what is learnt of them and, with shares, their coverage."""
 
-    def __init__(self, network: EncoderNetwork, device: torch.device) -> None:
+    def __init__(self, network: EncoderNetwork, device: torch.device, width: int) -> None:
         super().__init__()
         self.network = network
         self._device = device
+        self._width = width
 
     def forward(self, images: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Of images, uint8 `[M, C, H, W]`, and the number of each one's scale `[M]`: float32 `[M, A]`."""
@@ -110,10 +115,13 @@ class _Look(nn.Module):
         with autocast(self._device):
             features = network.backbone(normalised(images, mean, std))
         # By the heads of all scales, which is little work; and then each image has that of its own.
-        parts = network.learnt(features.float().repeat(1, spec.n_scales))
-        widest = max(spec.part_dims)
-        every = torch.stack([functional.pad(part, (0, widest - part.shape[1])) for part in parts])
-        learnt = every[scale, torch.arange(images.shape[0], device=images.device)]
+        every = torch.stack(
+            [
+                functional.pad(head(features.float())[:, :dim], (0, self._width - dim))
+                for head, dim in zip(network.heads, spec.part_dims, strict=True)
+            ]
+        )
+        learnt = functional.normalize(every[scale, torch.arange(images.shape[0], device=images.device)], dim=1)
         if not spec.shares:
             return learnt
         return torch.cat([learnt, coverage(images, spec.n_channels)], dim=1)

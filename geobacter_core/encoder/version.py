@@ -94,7 +94,7 @@ class Encoder:
 
     Attributes:
         version: What it is.
-        batch_size: Windows that it runs on at once; fewer take as long.
+        batch_size: Windows that are worth handing over together.
     """
 
     version: EncoderVersion

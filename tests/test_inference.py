@@ -1,0 +1,115 @@
+"""Encoders at work: the same as the network that they come from, for a window in any company, one colour once."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from geobacter_core.encoder.device import images_a_pass
+from geobacter_core.encoder.inference import Inference
+from geobacter_core.encoder.network import NetworkSpec, embed, random_network
+
+CPU = torch.device("cpu")
+SIDE = 32
+SPECS = {
+    "one scale": NetworkSpec("small", 3, 1, 33),
+    "context": NetworkSpec("small", 3, 2, 47, shares=True),
+    "surroundings": NetworkSpec("small", 5, 2, 96, shares=True, surroundings=True),
+    "resnet18": NetworkSpec("resnet18", 3, 2, 64, shares=True, surroundings=True),
+}
+
+
+def windows_of(spec, n, seed=0):
+    """Noise, in which every third window has a scale of one colour, and every ninth only such."""
+    rng = np.random.default_rng(seed)
+    windows = rng.integers(0, 256, (n, spec.n_planes, SIDE, SIDE), dtype=np.uint8)
+    for index in range(0, n, 3):
+        planes = slice(0, spec.n_planes if index % 9 == 0 else spec.n_channels)
+        windows[index, planes] = rng.integers(0, 2, (spec.n_planes, 1, 1), dtype=np.uint8)[planes]
+    return torch.from_numpy(windows)
+
+
+@pytest.fixture(scope="module", params=SPECS, ids=list(SPECS))
+def prepared(request):
+    network = random_network(SPECS[request.param], 3).eval()
+    network.set_normalisation(windows_of(network.spec, 40, seed=9))
+    return network, Inference(network, SIDE, CPU)
+
+
+def test_embeddings_are_those_of_the_network(prepared):
+    network, inference = prepared
+    windows = windows_of(network.spec, 50)
+    with torch.inference_mode():
+        expected = embed(network, windows, CPU).numpy()
+    found = inference(windows)
+    assert found.shape == (50, network.spec.embedding_dim)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    assert (found * expected).sum(axis=1).min() > 0.9995  # rounding in bfloat16, where the processor has it
+
+
+def test_a_window_has_the_same_bits_alone_and_in_any_company(prepared):
+    network, inference = prepared
+    windows = windows_of(network.spec, 50)
+    together = inference(windows)
+    order = np.random.default_rng(1).permutation(50)
+    np.testing.assert_array_equal(inference(windows[order]), together[order])
+    fresh = Inference(network, SIDE, CPU)  # which does not remember any colour
+    for index in (0, 1, 3, 49):
+        np.testing.assert_array_equal(fresh(windows[index : index + 1])[0], together[index])
+
+
+def test_threads_at_once_get_what_one_gets(prepared):
+    network, inference = prepared
+    windows = windows_of(network.spec, 60, seed=4)
+    expected = inference(windows)
+    fresh = Inference(network, SIDE, CPU)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(fresh, [windows] * 8):
+            np.testing.assert_array_equal(found, expected)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """An encoder, and the rows of each of its passes."""
+    inference = Inference(random_network(SPECS["surroundings"], 3).eval(), SIDE, CPU)
+    passes = []
+    original = Inference._passed
+    monkeypatch.setattr(
+        Inference,
+        "_passed",
+        lambda self, look, images, rows, n_scales: passes.append(rows) or original(self, look, images, rows, n_scales),
+    )
+    return inference, passes
+
+
+def test_images_of_one_colour_are_looked_at_once(counted):
+    """Two colours, of which the second is seen later, at three scales each: 3 images are new each time."""
+    inference, passes = counted
+    windows = torch.zeros((90, 15, SIDE, SIDE), dtype=torch.uint8)
+    inference(windows)
+    assert sorted(row % 3 for rows in passes for row in rows) == [0, 1, 2]
+    passes.clear()
+    windows[40:] = 255
+    inference(windows)
+    assert sum(map(len, passes)) == 3
+    passes.clear()
+    inference(windows)
+    assert passes == []
+
+
+def test_one_other_pixel_makes_another_image(counted):
+    inference, passes = counted
+    windows = torch.full((2, 15, SIDE, SIDE), 7, dtype=torch.uint8)
+    windows[1, 4, 3, 5] = 8  # in the last channel of the window itself
+    first, second = inference(windows)
+    assert sum(map(len, passes)) == 4
+    assert np.abs(first - second).max() > 0
+
+
+def test_passes_are_full_but_for_the_last_of_a_kind(counted):
+    inference, passes = counted
+    size = images_a_pass(CPU)
+    inference(torch.randint(0, 256, (50, 15, SIDE, SIDE), dtype=torch.uint8))
+    assert [len(rows) for rows in passes] == [size, size, size, 100 - 3 * size, size, 50 - size]

@@ -208,6 +208,23 @@ def test_channels_of_a_context_follow_those_of_the_window(helsinki, size_px):
     np.testing.assert_array_equal(picture, windows[0, :3].transpose(1, 2, 0))
 
 
+def test_neighbours_need_no_chunk_that_none_of_them_reaches_into(make_cache):
+    """Around a corner of four chunks, of which one is not there, windows reach from a third into the other two."""
+    corner_x, corner_y = corner_at(60.1)
+    column, row = corner_x // CHUNK_PX, corner_y // CHUNK_PX
+    cache = make_cache(
+        [Tile(12, column - 1, row - 1), Tile(12, column, row - 1), Tile(12, column - 1, row)],
+        lambda x, y: np.stack(np.broadcast_arrays(x % 251, y % 241, (x + y) % 239), axis=-1).astype(np.uint8),
+    )
+    places = [place_at(corner_x + dx, corner_y + dy) for dx, dy in ((-90, -5), (-5, -90), (-90, -90), (-80, -3))]
+    lon, lat = (np.array([getattr(place, name) for place in places]) for name in ("lon", "lat"))
+    for by_strips in (False, True):
+        reader = WindowReader(cache, 30.0, 64, by_strips=by_strips)
+        together = reader.windows(lon, lat)
+        for index in range(len(places)):
+            np.testing.assert_array_equal(reader.windows(lon[[index]], lat[[index]])[0], together[index])
+
+
 def test_a_context_shows_the_same_view_of_wider_ground(ramps):
     """Shifted by a tenth of the window, both are centred on the same place: 6 levels east and 6 north of the corner."""
     cache, corner_x, corner_y, _ = ramps

@@ -126,18 +126,20 @@ class _Warps:
     size: NDArray[np.int64]
     reduction: NDArray[np.int64]
 
-    def take(self, rows: Sequence[int]) -> "_Warps":
-        """Those of some rows."""
-        some = list(rows)
-        return _Warps(self.matrix[some], self.low[some], self.size[some], self.reduction[some])
-
 
 def _neighbours(warps: _Warps, order: NDArray[np.int64]) -> Iterable[list[int]]:
-    """Rows whose boxes begin in the same square of the (reduced) map, a tile wide, first come first."""
-    squares: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for row, *square in np.column_stack([order, warps.reduction[order], warps.low[order] // TILE_PX]).tolist():
-        squares[tuple(square)].append(row)
-    return squares.values()
+    """Rows whose boxes begin in the same square of the (reduced) map, a tile wide, and reach into the same chunks.
+
+    So a box around them needs no chunk that none of them does.
+    """
+    side = (CHUNK_PX // warps.reduction)[:, None]
+    squares = np.column_stack(
+        [warps.reduction, warps.low // TILE_PX, warps.low // side, (warps.low + warps.size - 1) // side]
+    )
+    found: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for row, square in zip(order.tolist(), squares[order].tolist(), strict=True):
+        found[tuple(square)].append(row)
+    return found.values()
 
 
 def _only_colour(box: Pixels) -> Pixels | None:
@@ -202,24 +204,35 @@ class WindowReader:
         reductions = {int(reduction) for scale in warps for reduction in np.unique(scale.reduction)}
         for number, scale in enumerate(warps):
             planes = windows[:, number * n_channels : (number + 1) * n_channels]
+            boxes = np.column_stack([scale.low, scale.low + scale.size]).tolist()
             for rows in _neighbours(scale, order):
-                self._cut(scale.take(rows), reductions, [planes[row] for row in rows])
+                reduction = int(scale.reduction[rows[0]])
+                self._cut([(planes[row], scale.matrix[row], boxes[row]) for row in rows], reduction, reductions)
         return windows
 
-    def _cut(self, warps: _Warps, reductions: Collection[int], windows: Sequence[Pixels]) -> None:
-        """Cut the windows of neighbours, uint8 `[C, size_px, size_px]` each and all 0, from one box around them all."""
-        low, high = warps.low.min(axis=0), (warps.low + warps.size).max(axis=0)
-        box = self._box([*low.tolist(), *(high - low).tolist(), int(warps.reduction[0])], reductions)
-        corners = np.column_stack([warps.low - low, warps.low - low + warps.size]).tolist()
+    def _cut(
+        self, windows: Sequence[tuple[Pixels, Floats, Sequence[int]]], reduction: int, reductions: Collection[int]
+    ) -> None:
+        """Cut neighbours from one box around them all.
+
+        Args:
+            windows: For each where it goes, uint8 `[C, size_px, size_px]` and all 0, its matrix as in `_Warps`, and its
+                box: first column and row, and those after the last.
+            reduction: Of all of them.
+            reductions: As for `_box`.
+        """
+        lefts, tops, rights, bottoms = zip(*(box for _, _, box in windows), strict=True)
+        west, north = min(lefts), min(tops)
+        whole = self._box((west, north, max(rights) - west, max(bottoms) - north, reduction), reductions)
         shape, flags = (self.size_px, self.size_px), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         buffer = np.empty((*shape, GROUP), np.uint8)
         spare = [np.empty(shape, np.uint8)] * (-self.cache.n_channels % GROUP)
-        for number, group in enumerate(box):
+        for number, group in enumerate(whole):
             if group is None:
                 continue
             first = GROUP * number
-            for window, matrix, (left, top, right, bottom) in zip(windows, warps.matrix, corners, strict=True):
-                source = group[top:bottom, left:right]
+            for window, matrix, (left, top, right, bottom) in windows:
+                source = group[top - north : bottom - north, left - west : right - west]
                 colour = _only_colour(source)
                 own = window[first : first + GROUP]
                 if colour is None:

@@ -30,11 +30,18 @@ def windows_of(spec, n, seed=0):
     return torch.from_numpy(windows)
 
 
+@pytest.fixture(scope="module", params=["cpu", "cuda"])
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    return torch.device(request.param)
+
+
 @pytest.fixture(scope="module", params=SPECS, ids=list(SPECS))
-def prepared(request):
+def prepared(request, device):
     network = random_network(SPECS[request.param], 3).eval()
     network.set_normalisation(windows_of(network.spec, 40, seed=9))
-    return network, Inference(network, SIDE, CPU)
+    return network, Inference(network, SIDE, device)
 
 
 def test_embeddings_are_those_of_the_network(prepared):
@@ -49,22 +56,22 @@ def test_embeddings_are_those_of_the_network(prepared):
     assert (found * expected).sum(axis=1).min() > 0.9995  # rounding in bfloat16, where the processor has it
 
 
-def test_a_window_has_the_same_bits_alone_and_in_any_company(prepared):
+def test_a_window_has_the_same_bits_alone_and_in_any_company(prepared, device):
     network, inference = prepared
     windows = windows_of(network.spec, 50)
     together = inference(windows)
     order = np.random.default_rng(1).permutation(50)
     np.testing.assert_array_equal(inference(windows[order]), together[order])
-    fresh = Inference(network, SIDE, CPU)  # which does not remember any colour
+    fresh = Inference(network, SIDE, device)  # which does not remember any colour
     for index in (0, 1, 3, 49):
         np.testing.assert_array_equal(fresh(windows[index : index + 1])[0], together[index])
 
 
-def test_threads_at_once_get_what_one_gets(prepared):
+def test_threads_at_once_get_what_one_gets(prepared, device):
     network, inference = prepared
     windows = windows_of(network.spec, 60, seed=4)
     expected = inference(windows)
-    fresh = Inference(network, SIDE, CPU)
+    fresh = Inference(network, SIDE, device)
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(fresh, [windows] * 8):
             np.testing.assert_array_equal(found, expected)

@@ -51,7 +51,6 @@ CUT_WARM_UP = 16
 """Steps before the time is taken: batches come in groups, cut at the group's beginning; so it begins in their midst."""
 N_BARE = 2048
 """Windows that the bare network encodes in a turn."""
-N_AT_ONCE = 256
 PLAIN_SIZES = (32, 64, 128, 256)
 
 _maps = ()
@@ -123,7 +122,7 @@ def _encoding(folder: Path, ground: "shapely.Geometry", name: str, repeats: int,
     import torch
 
     from geobacter_core.cells import H3Grid
-    from geobacter_core.embeddings.embed import embed_region
+    from geobacter_core.embeddings.embed import embed_region, windows_at_once
     from geobacter_core.encoder.device import best_device, encoding_threads, single_threads
     from geobacter_core.encoder.exported import ready
     from geobacter_core.encoder.network import embed
@@ -147,7 +146,7 @@ def _encoding(folder: Path, ground: "shapely.Geometry", name: str, repeats: int,
 
     def passes() -> None:
         with single_threads(encoding_threads()) as pool:
-            list(pool.map(encoder.encode, held.split(N_AT_ONCE)))
+            list(pool.map(encoder.encode, held.split(windows_at_once(version))))
 
     def table(repeat: int) -> None:
         path = folder / f"table-{name}-{repeat}" / "embeddings.parquet"

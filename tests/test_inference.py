@@ -86,7 +86,7 @@ def counted(monkeypatch):
     monkeypatch.setattr(
         Inference,
         "_passed",
-        lambda self, look, images, rows, n_scales: passes.append(rows) or original(self, look, images, rows, n_scales),
+        lambda self, look, images, rows: passes.append(rows) or original(self, look, images, rows),
     )
     return inference, passes
 

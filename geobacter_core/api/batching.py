@@ -1,6 +1,6 @@
 """Requests that are under way share forward passes: each pass takes places of several of them, up to a full batch.
 
-Workers, one a processor, each cut the windows of a batch and encode it. A worker that is free waits a few milliseconds
+Workers, on a CPU one a processor, each cut the windows of a batch and encode it. One that is free waits a few ms
 for more places, and no longer. Of a long request each batch takes a part, and then it is the next one's turn, so that
 short ones do not wait for long ones. What cannot be answered soon is refused at once.
 """
@@ -16,9 +16,8 @@ import numpy as np
 import torch
 
 from geobacter_core.embeddings.places import Places
-from geobacter_core.encoder.device import keep_freed_memory
+from geobacter_core.encoder.device import encoding_threads, keep_freed_memory
 from geobacter_core.encoder.evaluate import Embeddings
-from geobacter_core.files import n_processors
 from geobacter_core.geo import Floats
 
 LATENCY_BUDGET_S = 0.004
@@ -71,7 +70,7 @@ class Batcher:
         self._rate = _FIRST_RATE
         self._is_closed = True
         self._changed = threading.Condition()
-        self._n_workers = n_workers or n_processors()
+        self._n_workers = n_workers or encoding_threads()
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:

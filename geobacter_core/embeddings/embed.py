@@ -14,7 +14,6 @@ table, and others wait.
 
 import logging
 import shutil
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
@@ -277,7 +276,7 @@ def _clean(folder: Path, keep: Path) -> None:
         remove_temporaries(keep)
 
 
-def _windows_at_once(version: EncoderVersion) -> int:
+def windows_at_once(version: EncoderVersion) -> int:
     """Windows that are cut, and that are encoded, by a thread at a time."""
     return min(_WINDOWS_AT_ONCE, max(_BYTES_AT_ONCE // (version.spec.n_planes * version.size_px**2), 1))
 
@@ -338,9 +337,7 @@ class _Cutter:
         )
         self._version = version
         self._before = before
-        self._step = _windows_at_once(version)
-        self._one_cuts = threading.Lock()
-        """Threads that cut at once take Python's lock from each other at every step, and together get less done."""
+        self._step = windows_at_once(version)
         self.n_checked = self.n_changed = 0
 
     def slices(self, batches: Iterable[_Batch], folder: Path) -> Iterator[_Slice]:
@@ -372,8 +369,7 @@ class _Cutter:
     def cut(self, slice_: _Slice) -> _Cut:
         """Cut a slice's windows; the digests of those that have changed are new afterwards in what is known."""
         cells, digests = slice_.part.cells, slice_.part.known.digests
-        with self._one_cuts:
-            windows = self._reader.windows(cells.lon[slice_.rows], cells.lat[slice_.rows])
+        windows = self._reader.windows(cells.lon[slice_.rows], cells.lat[slice_.rows])
         changed = []
         for index, row in enumerate(slice_.rows):
             digest = xxhash.xxh3_128_digest(windows[index])
@@ -441,7 +437,7 @@ class _Embedder:
                 self._waiting.setdefault(digest, window)
         if self._waiting and self._encoder is None:
             self._encoder = self._load(self._version)
-        n = _windows_at_once(self._version)
+        n = windows_at_once(self._version)
         while len(self._waiting) >= n:
             self._submit(n)
 

@@ -5,7 +5,6 @@ one of these, `Places` all of them with an encoder. Windows are cut and encoded 
 centre has the embedding of that cell.
 """
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,8 +142,6 @@ class Places:
                     f"{version.name} takes {version.n_channels} of style '{version.style_label}'. "
                     "Materialise tile_cache in that style."
                 )
-        self._one_cuts = threading.Lock()
-        """Threads that cut at once take Python's lock from each other at every step, and together get less done."""
         self._readers = [
             WindowReader(ground.chunks, version.size_m, version.size_px, version.scales.wider_m, self.memory)
             for ground in self.grounds
@@ -202,8 +199,7 @@ class Places:
         windows = np.empty((len(lon), version.spec.n_planes, side, side), np.uint8)
         for number in np.unique(regions):
             rows = np.flatnonzero(regions == number)
-            with self._one_cuts:
-                windows[rows] = self._readers[number].windows(lon[rows], lat[rows])
+            windows[rows] = self._readers[number].windows(lon[rows], lat[rows])
         return windows
 
     def embed(self, lon: Floats, lat: Floats) -> Embeddings:

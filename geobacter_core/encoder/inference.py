@@ -29,59 +29,58 @@ class Inference:
     """Windows to embeddings, by many threads at once; a window has the same embedding in any company."""
 
     def __init__(self, network: EncoderNetwork, size_px: int, device: torch.device) -> None:
-        """Prepare a copy of a network, which stays as it is, for windows of `size_px` on a device."""
-        self._assembled = for_inference(network).assembled  # on the CPU, where it is little work
-        self._network = for_inference(network).to(device)
+        """Prepare for windows of `size_px`, on a device, what a network on the CPU computes; it stays as it is."""
+        self._network = network
         self._device = device
         self._size_px = size_px
         self._size = images_a_pass(device)
         spec = network.spec
         self._width = -(-max(spec.part_dims) // _ALIGNED) * _ALIGNED
         self._n_added = self._width + (4 * spec.n_channels if spec.shares else 0)
-        self._look = self._traced(_Look(self._network, device, self._width))
+        self._look = self._traced(_Look(for_inference(network).to(device), device, self._width))
         self._cover = self._traced(_Cover(self._width))
         self._of_one_colour: dict[bytes, NDArray[np.float32]] = {}
 
     def __call__(self, windows: torch.Tensor) -> Embeddings:
         """Embed windows, uint8 `[N, S·C, size_px, size_px]`, as float32 `[N, D]`, each row of length 1."""
-        spec = self._network.spec
-        n_scales = spec.n_planes // spec.n_channels
+        spec, n_scales = self._network.spec, self._network.spec.n_scales_shown
         images = windows.contiguous().view(-1, spec.n_channels, self._size_px, self._size_px)
         with torch.inference_mode():
-            added = torch.from_numpy(self._added(images, n_scales)).view(-1, n_scales, self._n_added)
+            added = torch.from_numpy(self._added(images)).view(-1, n_scales, self._n_added)
             parts = [added[:, number, :dim] for number, dim in enumerate(spec.part_dims)]
             covered = None
             if spec.shares:
                 figures = added[:, :, self._width :].reshape(-1, n_scales, 4, spec.n_channels)
                 whole, middle = figures[:, :, :2], figures[:, : spec.n_scales, 2:]
                 covered = torch.cat([each.transpose(1, 2).flatten(1) for each in (whole, middle)], dim=1)
-            return self._assembled(parts, covered).numpy()
+            return self._network.assembled(parts, covered).numpy()
 
-    def _added(self, images: torch.Tensor, n_scales: int) -> NDArray[np.float32]:
+    def _added(self, images: torch.Tensor) -> NDArray[np.float32]:
         """What each image adds, as `_Look` gives it, `[M, A]`; the images of a window follow each other."""
         spec, known = self._network.spec, self._of_one_colour
         added = np.zeros((len(images), self._n_added), np.float32)
-        colours = _of_one_colour(images.numpy(), n_scales)
+        colours = _of_one_colour(images.numpy(), spec.n_scales_shown)
         new = {colour: index for index, colour in colours.items() if colour not in known}
         asked = [index for index in range(len(images)) if index not in colours or new.get(colours[index]) == index]
         for look, is_learnt in ((self._look, True), (self._cover, False)):
-            rows = [index for index in asked if (index % n_scales < spec.n_scales) == is_learnt]
+            rows = [index for index in asked if (index % spec.n_scales_shown < spec.n_scales) == is_learnt]
             if is_learnt or spec.shares:
                 for begin in range(0, len(rows), self._size):
                     some = rows[begin : begin + self._size]
-                    added[some] = self._passed(look, images, some, n_scales)
-        known_now = {**known, **{colour: added[index].copy() for colour, index in new.items()}}
+                    added[some] = self._passed(look, images, some)
         for index, colour in colours.items():
-            added[index] = known_now[colour]
-        if new and len(known) < _REMEMBERED:
-            self._of_one_colour = known_now
+            added[index] = added[new[colour]] if colour in new else known[colour]
+        if len(known) < _REMEMBERED:
+            known.update({colour: added[index].copy() for colour, index in new.items()})
         return added
 
-    def _passed(self, look: _Pass, images: torch.Tensor, rows: list[int], n_scales: int) -> NDArray[np.float32]:
+    def _passed(self, look: _Pass, images: torch.Tensor, rows: list[int]) -> NDArray[np.float32]:
         """A pass over some rows; one that is not full is filled up with the first image."""
+        spec = self._network.spec
         wanted = torch.tensor(rows + [0] * (self._size - len(rows)))
         batch = images.index_select(0, wanted).to(self._device)  # copies rows; by an index each number is looked up
-        return look(batch, (wanted % n_scales % self._network.n_scales).to(self._device)).cpu().numpy()[: len(rows)]
+        scale = (wanted % spec.n_scales_shown % spec.n_scales).to(self._device)
+        return look(batch, scale).cpu().numpy()[: len(rows)]
 
     def _traced(self, module: nn.Module) -> _Pass:
         if self._device.type not in ("cpu", "cuda"):

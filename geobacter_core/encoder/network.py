@@ -53,7 +53,7 @@ class NetworkSpec:
         if min(self.part_dims) < 1:
             raise EncoderError(
                 f"embedding_dim is {self.embedding_dim}, of which the shares of {self.n_channels} channels at "
-                f"{self.n_planes // self.n_channels} scales take {self.share_dim}. Raise embedding_dim, or set shares "
+                f"{self.n_scales_shown} scales take {self.share_dim}. Raise embedding_dim, or set shares "
                 "to false."
             )
 
@@ -69,9 +69,14 @@ class NetworkSpec:
         return [each + (number < rest) for number in range(self.n_scales)]
 
     @property
+    def n_scales_shown(self) -> int:
+        """Scales of a window, that of the surroundings included."""
+        return self.n_scales + self.surroundings
+
+    @property
     def n_planes(self) -> int:
         """Channels of the input: those of all scales, one scale after the other."""
-        return self.n_channels * (self.n_scales + self.surroundings)
+        return self.n_channels * self.n_scales_shown
 
     @property
     def n_learnt_planes(self) -> int:

@@ -7,6 +7,7 @@ All of it depends on nothing but the place, `size_m` and `size_px`, so a window 
 table and in an answer to a request.
 """
 
+import threading
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,8 @@ from geobacter_core.tiles.source import Chunks, Pixels
 _CHUNKS_IN_MEMORY = 4
 """As many as a window can touch: at one's corner, places in a row would otherwise decode them over and over."""
 _SURROUNDINGS = 2
+_ONE_CUTS = threading.Lock()
+"""Threads that cut at once take Python's lock from each other at every step, and together get less done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,19 +230,20 @@ class WindowReader:
         shape, flags = (self.size_px, self.size_px), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         buffer = np.empty((*shape, GROUP), np.uint8)
         spare = [np.empty(shape, np.uint8)] * (-self.cache.n_channels % GROUP)
-        for number, group in enumerate(whole):
-            if group is None:
-                continue
-            first = GROUP * number
-            for window, matrix, (left, top, right, bottom) in windows:
-                source = group[top - north : bottom - north, left - west : right - west]
-                colour = _only_colour(source)
-                own = window[first : first + GROUP]
-                if colour is None:
-                    cv2.warpAffine(source, matrix, shape, buffer, flags, cv2.BORDER_REPLICATE)
-                    cv2.split(buffer, [*own] if len(own) == GROUP else [*own, *spare])
-                elif colour.any():
-                    own[:] = colour[: len(own), None, None]
+        with _ONE_CUTS:
+            for number, group in enumerate(whole):
+                if group is None:
+                    continue
+                first = GROUP * number
+                for window, matrix, (left, top, right, bottom) in windows:
+                    source = group[top - north : bottom - north, left - west : right - west]
+                    colour = _only_colour(source)
+                    own = window[first : first + GROUP]
+                    if colour is None:
+                        cv2.warpAffine(source, matrix, shape, buffer, flags, cv2.BORDER_REPLICATE)
+                        cv2.split(buffer, [*own] if len(own) == GROUP else [*own, *spare])
+                    elif colour.any():
+                        own[:] = colour[: len(own), None, None]
 
     def window(self, place: Place) -> Pixels:
         """One window, without wider ones, as a picture: uint8 `[size_px, size_px, C]`."""

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from geobacter_core.encoder.device import images_a_pass
-from geobacter_core.encoder.inference import Inference
+from geobacter_core.encoder.inference import Inference, _MaxPool
 from geobacter_core.encoder.network import NetworkSpec, embed, random_network
 
 CPU = torch.device("cpu")
 SIDE = 32
 SPECS = {
     "one scale": NetworkSpec("small", 3, 1, 33),
+    "one channel": NetworkSpec("small", 1, 1, 8),
     "context": NetworkSpec("small", 3, 2, 47, shares=True),
     "surroundings": NetworkSpec("small", 5, 2, 96, shares=True, surroundings=True),
     "resnet18": NetworkSpec("resnet18", 3, 2, 64, shares=True, surroundings=True),
@@ -86,7 +87,7 @@ def counted(monkeypatch):
     monkeypatch.setattr(
         Inference,
         "_passed",
-        lambda self, look, images, rows: passes.append(rows) or original(self, look, images, rows),
+        lambda self, images, rows, is_learnt: passes.append(rows) or original(self, images, rows, is_learnt),
     )
     return inference, passes
 
@@ -120,3 +121,9 @@ def test_passes_are_full_but_for_the_last_of_a_kind(counted):
     size = images_a_pass(CPU)
     inference(torch.randint(0, 256, (50, 15, SIDE, SIDE), dtype=torch.uint8))
     assert [len(rows) for rows in passes] == [size, size, size, 100 - 3 * size, size, 50 - size]
+
+
+@pytest.mark.parametrize("sides", [(1, 2), (2, 5), (16, 16), (15, 8), (33, 31)])
+def test_it_pools_as_torch_does(sides):
+    features = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 7, *sides)).astype(np.float32))
+    assert torch.equal(_MaxPool()(features), torch.nn.functional.max_pool2d(features, 3, 2, 1))

@@ -8,6 +8,7 @@ Passes are traced graphs, which run without Python's lock: other threads cut win
 import warnings
 from collections.abc import Callable
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from torch.nn import functional
 from geobacter_core.encoder.device import autocast, images_a_pass
 from geobacter_core.encoder.network import Embeddings, EncoderNetwork, coverage, for_inference, normalised
 
-_Pass = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+_Pass = Callable[..., torch.Tensor]
 _REMEMBERED = 10_000
 _ALIGNED = 4
 """Where a row does not begin at a multiple of 4 numbers, a GPU adds it up in another order, and rounds otherwise."""
@@ -37,8 +38,13 @@ class Inference:
         spec = network.spec
         self._width = -(-max(spec.part_dims) // _ALIGNED) * _ALIGNED
         self._n_added = self._width + (4 * spec.n_channels if spec.shares else 0)
-        self._look = self._traced(_Look(for_inference(network).to(device), device, self._width))
-        self._cover = self._traced(_Cover(self._width))
+        own = for_inference(network).to(device)
+        if device.type == "cpu":
+            _pool_faster(own.backbone)
+        images = torch.zeros((self._size, spec.n_channels, size_px, size_px), dtype=torch.uint8, device=device)
+        scale = torch.zeros(self._size, dtype=torch.int64, device=device)
+        self._look = self._traced(_Look(own, device, self._width), images, images.permute(0, 2, 3, 1), scale)
+        self._cover = self._traced(_Cover(self._width), images)
         self._of_one_colour: dict[bytes, NDArray[np.float32]] = {}
 
     def __call__(self, windows: torch.Tensor) -> Embeddings:
@@ -62,39 +68,41 @@ class Inference:
         colours = _of_one_colour(images.numpy(), spec.n_scales_shown)
         new = {colour: index for index, colour in colours.items() if colour not in known}
         asked = [index for index in range(len(images)) if index not in colours or new.get(colours[index]) == index]
-        for look, is_learnt in ((self._look, True), (self._cover, False)):
+        for is_learnt in (True, False):
             rows = [index for index in asked if (index % spec.n_scales_shown < spec.n_scales) == is_learnt]
             if is_learnt or spec.shares:
                 for begin in range(0, len(rows), self._size):
                     some = rows[begin : begin + self._size]
-                    added[some] = self._passed(look, images, some)
+                    added[some] = self._passed(images, some, is_learnt)
         for index, colour in colours.items():
             added[index] = added[new[colour]] if colour in new else known[colour]
         if len(known) < _REMEMBERED:
             known.update({colour: added[index].copy() for colour, index in new.items()})
         return added
 
-    def _passed(self, look: _Pass, images: torch.Tensor, rows: list[int]) -> NDArray[np.float32]:
+    def _passed(self, images: torch.Tensor, rows: list[int], is_learnt: bool) -> NDArray[np.float32]:
         """A pass over some rows; one that is not full is filled up with the first image."""
         spec = self._network.spec
         wanted = torch.tensor(rows + [0] * (self._size - len(rows)))
-        batch = images.index_select(0, wanted).to(self._device)  # copies rows; by an index each number is looked up
-        scale = (wanted % spec.n_scales_shown % spec.n_scales).to(self._device)
-        return look(batch, scale).cpu().numpy()[: len(rows)]
+        batch = images.index_select(0, wanted)  # copies rows; by an index each number is looked up
+        if is_learnt:
+            scale = (wanted % spec.n_scales_shown).to(self._device)
+            pixels = _by_pixels(batch) if self._device.type == "cpu" else batch.to(self._device).permute(0, 2, 3, 1)
+            added = self._look(batch.to(self._device), pixels, scale)
+        else:
+            added = self._cover(batch.to(self._device))
+        return added.cpu().numpy()[: len(rows)]
 
-    def _traced(self, module: nn.Module) -> _Pass:
+    def _traced(self, module: nn.Module, *inputs: torch.Tensor) -> _Pass:
         if self._device.type not in ("cpu", "cuda"):
             return module
-        shape = (self._size, self._network.spec.n_channels, self._size_px, self._size_px)
-        images = torch.zeros(shape, dtype=torch.uint8, device=self._device)
-        scale = torch.zeros(self._size, dtype=torch.int64, device=self._device)
         with warnings.catch_warnings(), torch.inference_mode():
             # What is recommended instead, compiled or exported graphs, needs a C++ compiler or holds Python's lock.
             warnings.filterwarnings("ignore", ".*is deprecated", FutureWarning)
-            graph = torch.jit.trace(module.eval(), (images, scale), check_trace=False)  # type: ignore[no-untyped-call]
+            graph = torch.jit.trace(module.eval(), inputs, check_trace=False)  # type: ignore[no-untyped-call]
             traced: _Pass = torch.jit.freeze(graph)
             for _ in range(_WARM_UP):
-                traced(images, scale)
+                traced(*inputs)
         return traced
 
 
@@ -107,12 +115,18 @@ class _Look(nn.Module):
         self._device = device
         self._width = width
 
-    def forward(self, images: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Of images, uint8 `[M, C, H, W]`, and the number of each one's scale `[M]`: float32 `[M, A]`."""
+    def forward(self, images: torch.Tensor, pixels: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """What images add, float32 `[M, A]`.
+
+        Args:
+            images: uint8 `[M, C, H, W]`.
+            pixels: The same, `[M, H, W, C]`.
+            scale: The number of each one's scale, `[M]`.
+        """
         network, spec = self.network, self.network.spec
         mean, std = (each.view(spec.n_scales, spec.n_channels, 1, 1)[scale] for each in (network.mean, network.std))
         with autocast(self._device):
-            features = network.backbone(normalised(images, mean, std))
+            features = network.backbone(normalised(pixels, mean, std))
         # By the heads of all scales, which is little work; and then each image has that of its own.
         every = torch.stack(
             [
@@ -126,6 +140,28 @@ class _Look(nn.Module):
         return torch.cat([learnt, coverage(images, spec.n_channels)], dim=1)
 
 
+class _MaxPool(nn.Module):
+    """The largest of 3 × 3 pixels around every other one, as a ResNet pools, in 0.7 of the time on a CPU."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Of maps, `[N, F, H, W]`: `[N, F, ⌈H/2⌉, ⌈W/2⌉]`."""
+        for axis in (2, 3):
+            at = (slice(None),) * axis
+            largest, odd = features[(*at, slice(0, None, 2))].clone(), features[(*at, slice(1, None, 2))]
+            n_after = largest.shape[axis] - 1
+            largest.narrow(axis, 0, odd.shape[axis]).clamp_min_(odd)
+            largest.narrow(axis, 1, n_after).clamp_min_(odd.narrow(axis, 0, n_after))
+            features = largest
+        return features
+
+
+def _pool_faster(backbone: nn.Module) -> None:
+    """Have a backbone pool by `_MaxPool` where that gives the same."""
+    for name, module in list(backbone.named_modules()):
+        if isinstance(module, nn.MaxPool2d) and (module.kernel_size, module.stride, module.padding) == (3, 2, 1):
+            backbone.set_submodule(name, _MaxPool())
+
+
 class _Cover(nn.Module):
     """Of images of the surroundings, of which nothing is learnt, the coverage, at its place in `[M, A]`."""
 
@@ -133,9 +169,18 @@ class _Cover(nn.Module):
         super().__init__()
         self._first = first
 
-    def forward(self, images: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Of images, uint8 `[M, C, H, W]`, of whatever scale: float32 `[M, A]`."""
         return functional.pad(coverage(images, 0), (self._first, 2 * images.shape[1]))
+
+
+def _by_pixels(images: torch.Tensor) -> torch.Tensor:
+    """Images, uint8 `[M, C, H, W]`, as `[M, H, W, C]`: by OpenCV in a fourth of the time that torch takes."""
+    n, n_channels, height, width = images.shape
+    pixels = np.empty((n * height, width, n_channels), np.uint8)
+    planes = images.transpose(0, 1).contiguous().numpy()  # of all images: each call waits for Python's lock
+    cv2.merge([*planes.reshape(n_channels, n * height, width)], pixels)
+    return torch.from_numpy(pixels).view(n, height, width, n_channels)
 
 
 def _of_one_colour(images: NDArray[np.uint8], n_scales: int) -> dict[int, bytes]:

@@ -132,7 +132,7 @@ class EncoderNetwork(nn.Module):
     def features(self, windows: torch.Tensor) -> torch.Tensor:
         """The backbone's output `[N, S·F]`, of the S scales that it learns from: nearly all of the work."""
         scales = [
-            normalised(scale, mean, std)
+            normalised(scale.permute(0, 2, 3, 1), mean, std)
             for scale, mean, std in zip(
                 windows[:, : self.spec.n_learnt_planes].chunk(self.n_scales, dim=1),
                 self.mean.chunk(self.n_scales, dim=1),
@@ -172,10 +172,14 @@ def side_by_side(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) / len(parts) ** 0.5
 
 
-def normalised(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """Images, uint8 `[N, C, H, W]`, as the backbone takes them."""
-    # Arranged as bytes and normalised in place: with many channels the other way round takes 1.6 times as long.
-    return images.contiguous(memory_format=torch.channels_last).float().sub_(mean).mul_(1 / std)
+def normalised(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """Images, uint8 `[N, H, W, C]`, as the backbone takes them, float32 `[N, C, H, W]` in the same order in memory."""
+    n, height, width, n_channels = pixels.shape
+    # Arranged as bytes, and then by whole lines: pixel by pixel, a few numbers each, takes twice as long.
+    lines = pixels.contiguous().view(n, height, width * n_channels).float()
+    mean, factor = (each.flatten(1).repeat(1, width)[:, None] for each in (mean, 1 / std))
+    lines.sub_(mean).mul_(factor)
+    return lines.view(n, height, width, n_channels).permute(0, 3, 1, 2)
 
 
 def coverage(windows: torch.Tensor, n_learnt: int) -> torch.Tensor:

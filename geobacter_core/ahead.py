@@ -12,16 +12,32 @@ Result = TypeVar("Result")
 
 
 def in_order(
-    pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], n_ahead: int
+    pool: Executor,
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    n_ahead: int,
+    size: Callable[[Item], int] = lambda item: 1,
 ) -> Iterator[Result]:
-    """What a function gives for each item, in the order of the items, of which `n_ahead` are under way."""
-    under_way: deque[Future[Result]] = deque()
+    """What a function gives for each item, in the order of the items, some of which are under way meanwhile.
+
+    Args:
+        pool: Computes it.
+        function: Of one item.
+        items: They are taken when there is room for them.
+        n_ahead: The sizes of those under way, added up, are no more than this and one item.
+        size: Of an item; those of none hold nothing up.
+    """
+    under_way: deque[tuple[int, Future[Result]]] = deque()
+    n_under_way = 0
     for item in items:
-        under_way.append(pool.submit(function, item))
-        if len(under_way) > n_ahead:
-            yield under_way.popleft().result()
+        under_way.append((size(item), pool.submit(function, item)))
+        n_under_way += under_way[-1][0]
+        while under_way and (n_under_way > n_ahead or under_way[0][1].done()):
+            n, first = under_way.popleft()
+            n_under_way -= n
+            yield first.result()
     while under_way:
-        yield under_way.popleft().result()
+        yield under_way.popleft()[1].result()
 
 
 def produced_ahead(produce: Callable[[], Iterator[Item]], n_ahead: int, name: str) -> Generator[Item, None, None]:

@@ -157,16 +157,17 @@ def _made(
     else:
         names, n_all = grid.batch_names(), grid.count()
     n_threads = encoding_threads()
-    n_ahead = _AHEAD * n_threads
     n_cells = 0
     parts: list[Part] = []
     groups: list[tuple[Path, int]] = []
     with single_threads(n_threads) as pool:
         table = _Embedder(
-            version, load, manifest.style_label, milliseconds(manifest.osm_timestamp), before, pool, n_ahead
+            version, load, manifest.style_label, milliseconds(manifest.osm_timestamp), before, pool, n_threads
         )
         batches = (_Batch(name, untouched.get(name), partial(grid.batch, name)) for name in names)
-        for done in table.done(in_order(pool, cutter.cut, cutter.slices(batches, work), n_ahead)):
+        n_ahead = _AHEAD * n_threads * windows_at_once(version)
+        slices = cutter.slices(batches, work)
+        for done in table.done(in_order(pool, cutter.cut, slices, n_ahead, lambda slice_: len(slice_.rows))):
             n_cells += done.n_cells
             if done.is_last:
                 kept, own = done.part.batch.kept, done.part.path
@@ -390,7 +391,7 @@ class _Embedder:
         timestamp: int,
         before: Before | None,
         pool: Executor,
-        n_ahead: int,
+        n_threads: int,
     ) -> None:
         self._version = version
         self._load = load
@@ -399,7 +400,9 @@ class _Embedder:
         self._timestamp = timestamp
         self._before = before
         self._pool = pool
-        self._n_ahead = n_ahead
+        self._n_threads = n_threads
+        self._n_ahead = _AHEAD * n_threads
+        self._n_at_once = windows_at_once(version)
         self._embeddings: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
         self._waiting: dict[bytes, Pixels] = {}
         self._batches: deque[tuple[list[bytes], Future[NDArray[np.float32]]]] = deque()
@@ -417,18 +420,18 @@ class _Embedder:
         for cut in cuts:
             self.n_changed += len(cut.changed)
             self._take(cut)
-            self._open.append((self._n_submitted + bool(self._waiting), cut))
+            self._open.append((self._n_submitted + -(-len(self._waiting) // self._n_at_once), cut))
             while len(self._batches) > self._n_ahead:
                 self._collect()
             yield from self._closed()
-        self._submit(len(self._waiting))
+        self._submit_rest()
         while self._batches:
             self._collect()
             yield from self._closed()
         yield from self._closed()
 
     def _take(self, cut: _Cut) -> None:
-        """Let the windows wait that nobody has encoded yet, and encode full batches of these."""
+        """Let the windows wait that nobody has encoded yet, and encode full batches of these, all but the last."""
         for row, window in zip(cut.changed, cut.windows, strict=True):
             digest = cut.slice.part.known.digests[row]
             if digest in self._embeddings:
@@ -437,12 +440,21 @@ class _Embedder:
                 self._waiting.setdefault(digest, window)
         if self._waiting and self._encoder is None:
             self._encoder = self._load(self._version)
-        n = windows_at_once(self._version)
-        while len(self._waiting) >= n:
-            self._submit(n)
+        while len(self._waiting) >= 2 * self._n_at_once:  # of the last two, each thread gets its share
+            self._submit(self._n_at_once)
+
+    def _submit_rest(self) -> None:
+        """Encode what still waits, by all threads: where little has changed, it is all there is."""
+        if self._encoder is None or not self._waiting:
+            return
+        n_full = self._n_submitted
+        n_each = max(-(-len(self._waiting) // self._n_threads), self._encoder.batch_size)
+        while self._waiting:
+            self._submit(min(n_each, len(self._waiting)))
+        self._open = deque((n if n <= n_full else self._n_submitted, cut) for n, cut in self._open)
 
     def _submit(self, n: int) -> None:
-        if self._encoder is None or not n:
+        if self._encoder is None:
             return
         digests = list(self._waiting)[:n]
         windows = np.stack([self._waiting.pop(digest) for digest in digests])

@@ -1,4 +1,4 @@
-"""Decoded chunks: reduced by powers of two, cut into blocks, and kept in a memory of bounded size."""
+"""Decoded chunks, or single tiles of them: reduced by powers of two, and kept in a memory of bounded size."""
 
 import threading
 from collections import OrderedDict
@@ -9,11 +9,17 @@ from functools import partial
 import cv2
 import numpy as np
 
-from geobacter_core.geo import CHUNK_PX, CHUNK_TILES, TILE_PX, Tile
-from geobacter_core.tiles.source import ALL_ROWS, Chunks, Pixels
+from geobacter_core.geo import CHUNK_PX, CHUNK_TILES, CHUNK_ZOOM, TILE_PX, Tile
+from geobacter_core.tiles.source import Chunks, Pixels
 
 GROUP = 4
 """Channels that are kept side by side: OpenCV warps four at once in the time of one."""
+Block = Sequence[Pixels | None]
+"""A square of ground in groups of four channels, uint8 `[side, side, 4]` each; the last has some of 0.
+
+A group of one colour takes up a pixel, and is None where that is 0: most ground at a region's edge, and most channels
+of a style of masks, are such.
+"""
 cv2.setNumThreads(1)  # pictures are small: its other threads would only wait for work, and keep a processor busy
 
 
@@ -22,29 +28,26 @@ def n_groups(n_channels: int) -> int:
     return -(-n_channels // GROUP)
 
 
-def block_px(reduction: int, by_strips: bool = False) -> int:
-    """Side of a block, reduced pixels; in a chunk that is read strip by strip that of a tile."""
-    return TILE_PX // reduction if by_strips else min(TILE_PX, CHUNK_PX // reduction)
+def block_px(reduction: int) -> int:
+    """Side of a block of a chunk, reduced pixels."""
+    return min(TILE_PX, CHUNK_PX // reduction)
 
 
-def blocks_per_side(reduction: int, by_strips: bool = False) -> int:
+def blocks_per_side(reduction: int) -> int:
     """How many blocks lie along a chunk's side."""
-    return CHUNK_PX // reduction // block_px(reduction, by_strips)
+    return CHUNK_PX // reduction // block_px(reduction)
 
 
 @dataclass(frozen=True, slots=True)
 class Mosaic:
-    """A chunk, or a strip of one, as a grid of square blocks, each in groups of four channels; the last has some of 0.
-
-    A group of one colour takes up a pixel in a block, or nothing if it is 0: most chunks at a region's edge, and most
-    channels of a style of masks, are made of these.
+    """A chunk as a grid of blocks.
 
     Attributes:
-        blocks: Rows of blocks, north to south; a block has an uint8 `[side, side, 4]` for each group, or None.
+        blocks: Rows of blocks, north to south.
         n_bytes: What the blocks take up.
     """
 
-    blocks: list[list[Sequence[Pixels | None]]]
+    blocks: list[list[Block]]
     n_bytes: int
 
 
@@ -58,14 +61,10 @@ def in_groups(strip: Pixels, reductions: Collection[int]) -> dict[int, list[Sequ
 
 
 def mosaics(rows: Iterable[Mapping[int, list[Sequence[Pixels]]]]) -> dict[int, Mosaic]:
-    """A chunk, reduced in one or more ways by the mean of r × r pixels, rounded, from its strips by `in_groups`.
-
-    Of one strip alone the blocks are its tiles.
-    """
+    """A chunk, reduced in one or more ways by the mean of r × r pixels, rounded, from its strips by `in_groups`."""
     strips = list(rows)
-    is_strip = len(strips) == 1
     return {
-        reduction: _in_blocks([strip[reduction] for strip in strips], blocks_per_side(reduction, is_strip))
+        reduction: _in_blocks([strip[reduction] for strip in strips], blocks_per_side(reduction))
         for reduction in strips[0]
     }
 
@@ -100,13 +99,16 @@ def _reduced_group(group: Pixels, reduction: int) -> Pixels:
 def _in_blocks(tiles: list[list[Sequence[Pixels]]], n_columns: int) -> Mosaic:
     n = CHUNK_TILES // n_columns
 
-    def block(top: int, left: int) -> Sequence[Pixels | None]:
+    def block(top: int, left: int) -> Block:
         parts = [tile for row in tiles[top : top + n] for tile in row[left : left + n]]
         return [_joined(group) for group in zip(*parts, strict=True)]
 
     blocks = [[block(top, left) for left in range(0, CHUNK_TILES, n)] for top in range(0, len(tiles), n)]
-    groups = (group for row in blocks for block in row for group in block)
-    return Mosaic(blocks, sum(group.nbytes for group in groups if group is not None and group.strides[0]))
+    return Mosaic(blocks, sum(_n_bytes(block) for row in blocks for block in row))
+
+
+def _n_bytes(block: Block) -> int:
+    return sum(group.nbytes for group in block if group is not None and group.strides[0])
 
 
 def _joined(parts: Sequence[Pixels]) -> Pixels | None:
@@ -136,12 +138,27 @@ def _reduced_tile(tile: Pixels, side: int) -> Pixels:
 
 
 class _Entry:
-    """What is known of a chunk or a strip, and the lock of who finds out more."""
+    """What is known of a chunk or of a strip of it, and the lock of who finds out more.
+
+    Attributes:
+        mosaics: The chunk, by reduction.
+        strip: The strip, uint8 `[16, 256, 256, C]`.
+        groups: The channels in fours of those of its tiles that were asked for, by column.
+        tiles: These tiles, by column and reduction.
+        n_bytes: What all of it takes up.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.mosaics: dict[int, Mosaic] = {}
+        self.strip: Pixels | None = None
+        self.groups: dict[int, Sequence[Pixels]] = {}
+        self.tiles: dict[tuple[int, int], Block] = {}
         self.n_bytes = 0
+
+
+_Key = tuple[Hashable, Tile, int | None]
+"""Of an entry: what has the chunk, which chunk, and which strip of it, if not all."""
 
 
 class ChunkMemory:
@@ -151,36 +168,60 @@ class ChunkMemory:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
         self._lock = threading.Lock()
-        self._entries: OrderedDict[tuple[Hashable, Tile, range], _Entry] = OrderedDict()
+        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
 
-    def mosaic(
-        self, cache: Chunks, chunk: Tile, reduction: int, wanted: Collection[int] = (), rows: range = ALL_ROWS
-    ) -> Mosaic:
-        """A chunk, or one of its strips, from memory or else from its file; one at least is always kept.
+    def mosaic(self, cache: Chunks, chunk: Tile, reduction: int, wanted: Collection[int] = ()) -> Mosaic:
+        """A chunk, from memory or else from its file; one at least is always kept.
 
         Args:
             cache: What has it.
             chunk: Which.
             reduction: By which it is wanted now.
             wanted: Other reductions by which it will be: to read a file once for all of them takes little longer.
-            rows: All, or one.
 
         Raises:
             GeobacterError: The chunk cannot be had.
         """
-        key = cache.key, chunk, rows
-        with self._lock:
-            entry = self._entries.setdefault(key, _Entry())
-            self._entries.move_to_end(key)
+        key = cache.key, chunk, None
+        entry = self._entry(key)
         with entry.lock:
             if reduction not in entry.mosaics:
                 new = {reduction, *wanted} - entry.mosaics.keys()
-                made = mosaics(cache.map_strips(chunk, partial(in_groups, reductions=new), rows))
+                made = mosaics(cache.map_strips(chunk, partial(in_groups, reductions=new)))
                 entry.mosaics.update(made)
                 self._account(key, entry, sum(mosaic.n_bytes for mosaic in made.values()))
             return entry.mosaics[reduction]
 
-    def _account(self, key: tuple[Hashable, Tile, range], entry: _Entry, n_bytes: int) -> None:
+    def tile(self, cache: Chunks, number: Tile, reduction: int) -> Block:
+        """A tile, of whose chunk no more is read than the strip that has it.
+
+        Raises:
+            GeobacterError: The chunk cannot be had.
+        """
+        chunk = Tile(CHUNK_ZOOM, number.x // CHUNK_TILES, number.y // CHUNK_TILES)
+        row, column = number.y % CHUNK_TILES, number.x % CHUNK_TILES
+        key = cache.key, chunk, row
+        entry = self._entry(key)
+        with entry.lock:
+            if entry.strip is None:
+                (entry.strip,) = cache.map_strips(chunk, lambda strip: strip, range(row, row + 1))
+                self._account(key, entry, entry.strip.nbytes)
+            if column not in entry.groups:
+                entry.groups[column] = _grouped(entry.strip[column])
+                self._account(key, entry, _n_bytes(entry.groups[column]))
+            if (column, reduction) not in entry.tiles:
+                tile = [_joined([_reduced_group(group, reduction)]) for group in entry.groups[column]]
+                entry.tiles[column, reduction] = tile
+                self._account(key, entry, _n_bytes(tile) if reduction > 1 else 0)
+            return entry.tiles[column, reduction]
+
+    def _entry(self, key: _Key) -> _Entry:
+        with self._lock:
+            entry = self._entries.setdefault(key, _Entry())
+            self._entries.move_to_end(key)
+            return entry
+
+    def _account(self, key: _Key, entry: _Entry, n_bytes: int) -> None:
         with self._lock:
             if self._entries.get(key) is entry:  # else it was forgotten meanwhile
                 entry.n_bytes += n_bytes

@@ -52,6 +52,8 @@ class Chunks(Protocol):
     def map_strips(self, chunk: Tile, function: Callable[[Pixels], Result], rows: range = ALL_ROWS) -> Iterator[Result]:
         """What a function gives for each of some strips of a chunk, uint8 `[16, 256, 256, C]`, in their order.
 
+        It may keep a strip.
+
         Raises:
             GeobacterError: The chunk cannot be had.
         """
@@ -74,4 +76,4 @@ class DrawnChunks:
     def map_strips(self, chunk: Tile, function: Callable[[Pixels], Result], rows: range = ALL_ROWS) -> Iterator[Result]:
         """As `Chunks`; one chunk is drawn after the other, since sources keep what they draw with open."""
         with self._lock:
-            yield from [function(strip) for strip in self._source.strips(chunk, rows)]
+            yield from [function(strip.copy()) for strip in self._source.strips(chunk, rows)]

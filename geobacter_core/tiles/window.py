@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from geobacter_core.errors import TileCacheError
 from geobacter_core.geo import (
     CHUNK_PX,
+    CHUNK_TILES,
     CHUNK_ZOOM,
     TILE_PX,
+    TILE_ZOOM,
     Floats,
     Place,
     Tile,
@@ -29,7 +31,7 @@ from geobacter_core.geo import (
     window_half_px,
 )
 from geobacter_core.tiles.cache import WINDOW_MARGIN_M
-from geobacter_core.tiles.mosaic import GROUP, ChunkMemory, block_px, blocks_per_side, n_groups
+from geobacter_core.tiles.mosaic import GROUP, Block, ChunkMemory, block_px, blocks_per_side, n_groups
 from geobacter_core.tiles.source import Chunks, Pixels
 
 _CHUNKS_IN_MEMORY = 4
@@ -178,7 +180,7 @@ class WindowReader:
         """Read windows of `size_m` ground metres and, where given, the wider ones around them.
 
         Without a memory the reader has its own, with room for four chunks as they lie in the cache. `by_strips` suits a
-        few places: only the strips of tiles are decoded that they need, and each window takes longer.
+        few places: only the strips of tiles are read that they need, and each window takes longer.
         """
         self.cache = cache
         self.size_m = size_m
@@ -289,7 +291,7 @@ class WindowReader:
         first = centre - 0.5 - (self.size_px - 1) / 2 * step.sum(axis=2) - low
         return _Warps(np.concatenate([step, first[:, :, None]], axis=2), low, high - low, reduction)
 
-    def _box(self, place: Sequence[int], reductions: Collection[int]) -> Sequence[Pixels | None]:
+    def _box(self, place: Sequence[int], reductions: Collection[int]) -> Block:
         """Pixels of the map, uint8 `[height, width, 4]` for each group of channels; None where they are all 0.
 
         Args:
@@ -297,7 +299,7 @@ class WindowReader:
             reductions: All that will be wanted of the chunks.
         """
         x, y, width, height, reduction = place
-        side = block_px(reduction, self._by_strips)
+        side = TILE_PX // reduction if self._by_strips else block_px(reduction)
         column, row, left, top = x // side, y // side, x % side, y % side
         right, bottom = left + width, top + height
         if right <= side and bottom <= side:
@@ -318,14 +320,13 @@ class WindowReader:
                     box[to_y : to_y + south - north, to_x : to_x + east - west] = group[north:south, west:east]
         return boxes
 
-    def _block(self, column: int, row: int, reduction: int, reductions: Collection[int]) -> Sequence[Pixels | None]:
-        """A block of the reduced map, as `Mosaic` has them."""
-        per_chunk = blocks_per_side(reduction, self._by_strips)
+    def _block(self, column: int, row: int, reduction: int, reductions: Collection[int]) -> Block:
+        """A block of the reduced map; of whoever reads strip by strip, a tile of it."""
+        per_chunk = CHUNK_TILES if self._by_strips else blocks_per_side(reduction)
         if not (0 <= column < per_chunk << CHUNK_ZOOM and 0 <= row < per_chunk << CHUNK_ZOOM):
             raise TileCacheError("A window reaches over the map's edge (antimeridian or ±85°). Ask for places within.")
-        chunk = Tile(CHUNK_ZOOM, column // per_chunk, row // per_chunk)
-        across, down = column % per_chunk, row % per_chunk
         if self._by_strips:
-            strip = self.memory.mosaic(self.cache, chunk, reduction, reductions, range(down, down + 1))
-            return strip.blocks[0][across]
-        return self.memory.mosaic(self.cache, chunk, reduction, reductions).blocks[down][across]
+            return self.memory.tile(self.cache, Tile(TILE_ZOOM, column, row), reduction)
+        chunk = Tile(CHUNK_ZOOM, column // per_chunk, row // per_chunk)
+        mosaic = self.memory.mosaic(self.cache, chunk, reduction, reductions)
+        return mosaic.blocks[row % per_chunk][column % per_chunk]

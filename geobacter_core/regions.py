@@ -34,6 +34,7 @@ class Region(BaseModel):
         tile_server: Address with `{z}`, `{x}` and `{y}` of the server that draws the region in style `osm-carto`.
         updates: Address of a replication server whose change files the extract follows; `off` for none. By default the
             one in the header of a downloaded extract.
+        fresh_hours: So long after its extract was last brought up to date, the region counts as fresh.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -47,6 +48,7 @@ class Region(BaseModel):
     labels: str | None = None
     tile_server: str | None = None
     updates: str | None = None
+    fresh_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 26.0
 
     @field_validator("bounds", mode="before")
     @classmethod

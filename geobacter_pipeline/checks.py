@@ -16,6 +16,7 @@ from geobacter_pipeline.assets.evaluation import encoder_evaluation
 from geobacter_pipeline.assets.osm import map_features, osm_extract
 from geobacter_pipeline.assets.samples import triplet_samples
 from geobacter_pipeline.assets.tiles import tile_cache
+from geobacter_pipeline.freshness import freshness
 from geobacter_pipeline.partitions import region_partitions
 from geobacter_pipeline.report_back import core_errors
 from geobacter_pipeline.resources import Geobacter
@@ -47,6 +48,20 @@ def _result(
 def extract_is_whole(context: dg.AssetCheckExecutionContext, geobacter: Geobacter) -> dg.AssetCheckResult:
     """The file has the digest of its provenance."""
     return _result(extract_problems(geobacter.settings.extract_folder(context.partition_key)))
+
+
+@dg.asset_check(asset=osm_extract, partitions_def=region_partitions)
+def region_is_fresh(context: dg.AssetCheckExecutionContext, geobacter: Geobacter) -> dg.AssetCheckResult:
+    """The region was brought up to date within its `fresh_hours`; between runs, the sensor `map_freshness` looks."""
+    found = freshness(context.instance, geobacter.region(context.partition_key))
+    if found is None:
+        return _warning([f"{context.partition_key} was never materialised. Materialise osm_extract for it."])
+    return dg.AssetCheckResult(
+        passed=found.is_fresh,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=found.description,
+        metadata=found.metadata,
+    )
 
 
 @dg.asset_check(asset=map_features, partitions_def=region_partitions)
@@ -148,6 +163,7 @@ def report_is_self_contained(context: dg.AssetCheckExecutionContext, geobacter: 
 
 ALL_CHECKS = [
     extract_is_whole,
+    region_is_fresh,
     features_fit_contract,
     tiles_have_their_digests,
     samples_fit_contract,

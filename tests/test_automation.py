@@ -1,5 +1,7 @@
 """What runs by itself: which changes lead to which runs, and which regions' servers have something new."""
 
+import time
+
 import dagster as dg
 import pytest
 from replication import FIRST, Server, node, write_extract
@@ -150,3 +152,52 @@ def test_the_sensor_asks_for_the_regions_that_are_behind(server, followed):
     assert (pending.present, pending.newest, pending.n_changes) == (FIRST, FIRST + 2, 2)
     update_extract(region, folder)
     assert tick().run_requests == []
+
+
+def materialised(instance, region):
+    instance.report_runless_asset_event(dg.AssetMaterialization("osm_extract", partition=region))
+
+
+def test_a_region_is_told_once_when_it_was_not_brought_up_to_date_for_too_long(followed, monkeypatch):
+    """Monaco has the usual 26 hours, Luxembourg 2; Kotka was never materialised."""
+    regions = followed.regions_file
+    regions.write_text(regions.read_text().replace("[regions.luxembourg]", "[regions.luxembourg]\nfresh_hours = 2"))
+    now = time.time()
+    sensor = defs.resolve_sensor_def("map_freshness")
+    with dg.DagsterInstance.ephemeral() as instance:
+        cursor = None
+
+        def failing(hours):
+            nonlocal cursor
+            monkeypatch.setattr("geobacter_pipeline.freshness.time", lambda: now + 3600 * hours)
+            context = dg.build_sensor_context(instance, cursor=cursor, repository_def=defs.get_repository_def())
+            result = sensor.evaluate_tick(context)
+            cursor = result.cursor
+            assert all(event.check_name == "region_is_fresh" and not event.passed for event in result.asset_events)
+            return [event.partition for event in result.asset_events], result.skip_message
+
+        partitions, message = failing(100)
+        assert partitions == []
+        assert "monaco was never materialised." in message
+        materialised(instance, "monaco")
+        materialised(instance, "luxembourg")
+        partitions, message = failing(1.5)
+        assert partitions == []
+        assert "luxembourg was brought up to date 1.5 hours ago, and shall be every 2 hours." in message
+        assert failing(3)[0] == ["luxembourg"]
+        assert failing(4)[0] == []
+        assert failing(27)[0] == ["monaco"]
+        materialised(instance, "luxembourg")
+        assert failing(1)[0] == []
+        assert failing(28)[0] == ["luxembourg"]
+
+
+def test_a_run_passes_the_check_of_its_region(followed):
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = defs.resolve_implicit_global_asset_job_def()
+        result = job.execute_in_process(
+            instance=instance, partition_key="kotka", asset_selection=[dg.AssetKey("osm_extract")]
+        )
+        (found,) = [each for each in result.get_asset_check_evaluations() if each.check_name == "region_is_fresh"]
+        assert found.passed
+        assert found.metadata["fresh_hours"].value == 26

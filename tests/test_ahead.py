@@ -79,3 +79,23 @@ def test_one_at_a_time_works_on_a_folder_and_others_wait(tmp_path):
     assert most == [1] * 12
     with only_one(tmp_path / "table", "another"), only_one(tmp_path / "other", "another"):
         pass
+
+
+def test_items_of_no_size_hold_nothing_up():
+    """Ten of them behind one that takes its time: all have begun by then, and the next long one, too, but no other."""
+    let_go, begun = threading.Event(), []
+
+    def work(item):
+        begun.append(item)
+        if item == 0:
+            let_go.wait(10)
+        return item
+
+    with ThreadPoolExecutor(2) as pool:
+        threading.Timer(0.3, let_go.set).start()
+        sizes = [1, *[0] * 10, 1, 1, 1]
+        results = in_order(pool, work, range(len(sizes)), 1, sizes.__getitem__)
+        assert next(results) == 0
+        assert begun[:12] == list(range(12))
+        assert 12 not in begun
+        assert list(results) == list(range(1, len(sizes)))

@@ -48,6 +48,8 @@ VERSION = "6"
 _WINDOWS_AT_ONCE = 256
 _BYTES_AT_ONCE = 24 << 20
 """Of the windows of a slice or batch: arrays of more than 32 MB the system gives anew each time, and slowly."""
+_CELLS_A_WINDOW = 32
+"""What is known of so many cells of a table before takes up no more than a window does."""
 _AHEAD = 2
 """So many slices and batches a thread are under way."""
 _REMEMBERED_WINDOWS = 200_000
@@ -166,8 +168,8 @@ def _made(
         )
         batches = (_Batch(name, untouched.get(name), partial(grid.batch, name)) for name in names)
         n_ahead = _AHEAD * n_threads * windows_at_once(version)
-        slices = cutter.slices(batches, work)
-        for done in table.done(in_order(pool, cutter.cut, slices, n_ahead, lambda slice_: len(slice_.rows))):
+        cuts = in_order(pool, cutter.cut, cutter.slices(batches, work), n_ahead, lambda slice_: slice_.size)
+        for done in table.done(cuts):
             n_cells += done.n_cells
             if done.is_last:
                 kept, own = done.part.batch.kept, done.part.path
@@ -313,6 +315,11 @@ class _Slice:
     rows: NDArray[np.int64]
     n_cells: int
     is_last: bool
+
+    @property
+    def size(self) -> int:
+        """What it takes up, in windows; what is known of a part's cells, where none is cut, counts too."""
+        return max(len(self.rows), len(self.part.cells) // _CELLS_A_WINDOW)
 
 
 @dataclass(frozen=True, slots=True)

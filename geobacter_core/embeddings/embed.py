@@ -416,18 +416,17 @@ class _Embedder:
         self._under_way: set[bytes] = set()
         self._open: deque[tuple[int, _Cut]] = deque()
         self._changed: list[NDArray[np.int64]] = []
-        self._n_submitted = self._n_collected = 0
         self.n_encoded = self.n_changed = 0
 
     def done(self, cuts: Iterator[_Cut]) -> Iterator[_Slice]:
         """The slices in their order, each when all its windows are encoded, and its part is written if it was the last.
 
-        A slice is open until the batch that has the last of its windows is back.
+        A slice is open until as many windows are encoded as were wanted when it came: they are encoded in that order.
         """
         for cut in cuts:
             self.n_changed += len(cut.changed)
             self._take(cut)
-            self._open.append((self._n_submitted + -(-len(self._waiting) // self._n_at_once), cut))
+            self._open.append((self.n_encoded + len(self._under_way) + len(self._waiting), cut))
             while len(self._batches) > self._n_ahead:
                 self._collect()
             yield from self._closed()
@@ -452,13 +451,11 @@ class _Embedder:
 
     def _submit_rest(self) -> None:
         """Encode what still waits, by all threads: where little has changed, it is all there is."""
-        if self._encoder is None or not self._waiting:
+        if self._encoder is None:
             return
-        n_full = self._n_submitted
         n_each = max(-(-len(self._waiting) // self._n_threads), self._encoder.batch_size)
         while self._waiting:
-            self._submit(min(n_each, len(self._waiting)))
-        self._open = deque((n if n <= n_full else self._n_submitted, cut) for n, cut in self._open)
+            self._submit(n_each)
 
     def _submit(self, n: int) -> None:
         if self._encoder is None:
@@ -467,17 +464,15 @@ class _Embedder:
         windows = np.stack([self._waiting.pop(digest) for digest in digests])
         self._batches.append((digests, self._pool.submit(self._encoder.encode, windows)))
         self._under_way.update(digests)
-        self._n_submitted += 1
 
     def _collect(self) -> None:
         digests, future = self._batches.popleft()
         self._embeddings.update(zip(digests, future.result(), strict=True))
         self._under_way.difference_update(digests)
-        self._n_collected += 1
         self.n_encoded += len(digests)
 
     def _closed(self) -> Iterator[_Slice]:
-        while self._open and self._open[0][0] <= self._n_collected:
+        while self._open and self._open[0][0] <= self.n_encoded:
             cut = self._open.popleft()[1]
             self._changed.append(cut.changed)
             if cut.slice.is_last:

@@ -84,13 +84,12 @@ class Inference:
         """A pass over some rows; one that is not full is filled up with the first image."""
         spec = self._network.spec
         wanted = torch.tensor(rows + [0] * (self._size - len(rows)))
-        batch = images.index_select(0, wanted)  # copies rows; by an index each number is looked up
+        batch = images.index_select(0, wanted).to(self._device)  # copies rows; by an index each number is looked up
         if is_learnt:
-            scale = (wanted % spec.n_scales_shown).to(self._device)
-            pixels = _by_pixels(batch) if self._device.type == "cpu" else batch.to(self._device).permute(0, 2, 3, 1)
-            added = self._look(batch.to(self._device), pixels, scale)
+            pixels = _by_pixels(batch) if self._device.type == "cpu" else batch.permute(0, 2, 3, 1)
+            added = self._look(batch, pixels, (wanted % spec.n_scales_shown).to(self._device))
         else:
-            added = self._cover(batch.to(self._device))
+            added = self._cover(batch)
         return added.cpu().numpy()[: len(rows)]
 
     def _traced(self, module: nn.Module, *inputs: torch.Tensor) -> _Pass:

@@ -418,7 +418,7 @@ def test_rows_are_found_by_name_in_whichever_of_many_parts(helsinki, versions, f
     cache = helsinki_cache(first)
     embed_region(path, cache, grid, versions[0], lambda version: Encoder(version, colours))
     metadata = read_metadata(path)
-    before = Before.open(path, metadata["rows_recipe"], cache)
+    before = Before.open(path, metadata["rows_recipe"], metadata["of_parts"], cache)
     assert len(before.parts) > 37
     everything = UserGrid(tmp_path / "grid.parquet", helsinki.extract.ground)
     monkeypatch.undo()

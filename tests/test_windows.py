@@ -1,6 +1,7 @@
 """Windows: cut across tile and chunk borders at any latitude, compared with pictures whose every pixel is known."""
 
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -257,6 +258,49 @@ def test_one_window_decodes_no_more_strips_than_it_lies_over(helsinki, monkeypat
     WindowReader(helsinki.cache, SIZE_M, 64, by_strips=True).window(Place(24.944, 60.17))
     assert 1 <= len(read) <= 3
     assert {len(rows) for rows in read} == {1}
+
+
+def test_strips_are_read_ahead_that_windows_need_and_no_others(helsinki, monkeypatch):
+    lon, lat = places_in(helsinki, 20)
+    original, read = TileCache.map_strips, []
+    monkeypatch.setattr(
+        TileCache, "map_strips", lambda cache, *arguments: read.append(arguments[::2]) or original(cache, *arguments)
+    )
+    found = []
+    for read_ahead in (ChunkMemory.read_ahead, lambda *arguments: None):
+        monkeypatch.setattr(ChunkMemory, "read_ahead", read_ahead)
+        read.clear()
+        memory = ChunkMemory(1 << 30)
+        WindowReader(helsinki.cache, SIZE_M, 64, [450.0, 900.0], memory, by_strips=True).windows(lon, lat)
+        found.append(sorted(read, key=str))
+    assert found[0] == found[1]
+    assert len(set(found[0])) == len(found[0])
+
+
+def test_a_strip_that_another_thread_reads_is_not_waited_for(helsinki):
+    chunk = helsinki.cache.manifest.chunks[0].tile
+    begun, may_end, memory = threading.Event(), threading.Event(), ChunkMemory(1 << 30)
+    read = []
+
+    class Slow:
+        key, n_channels = "slow", 3
+
+        def map_strips(self, tile, function, rows):
+            read.append(rows[0])
+            if rows[0] == 0:
+                begun.set()
+                assert may_end.wait(10)
+            return helsinki.cache.map_strips(tile, function, rows)
+
+    other = threading.Thread(target=memory.read_ahead, args=(Slow(), [(chunk, 0)]))
+    other.start()
+    assert begun.wait(10)
+    memory.read_ahead(Slow(), [(chunk, 0), (chunk, 1)])
+    assert read == [0, 1]
+    may_end.set()
+    other.join()
+    memory.read_ahead(Slow(), [(chunk, 0), (chunk, 1)])
+    assert read == [0, 1]
 
 
 def test_a_reader_and_its_context_share_a_memory(helsinki):

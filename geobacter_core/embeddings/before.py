@@ -7,7 +7,7 @@ their windows, and encodes those whose pixels differ; every other row is taken o
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Known:
         digests: Of the windows, `[N]`; where there is no row, empty.
         timestamps: Milliseconds since 1970, `[N]`: the state of the map in which the window last changed.
         has_moved: Whether the cell was somewhere else, `[N]`: a user's grid may give an id to another place.
+        wkb: The cells' shapes, `[N]`, if it is known that they are these; they take long to make.
     """
 
     is_there: NDArray[np.bool_]
@@ -60,6 +61,7 @@ class Known:
     digests: list[bytes]
     timestamps: NDArray[np.int64]
     has_moved: NDArray[np.bool_]
+    wkb: pa.ChunkedArray | None = None
 
     @classmethod
     def nothing(cls, n_cells: int, dim: int) -> "Known":
@@ -86,7 +88,9 @@ class Known:
 class Before:
     """A table of the same encoder, read group by group."""
 
-    def __init__(self, path: Path, file: pq.ParquetFile, metadata: dict[str, Any], cache: TileCache) -> None:
+    def __init__(
+        self, path: Path, file: pq.ParquetFile, metadata: dict[str, Any], of_parts: str, cache: TileCache
+    ) -> None:
         self._file = file
         self._dim = int(metadata["embedding_dim"])
         groups = [file.metadata.row_group(number).column(0).statistics for number in range(file.num_row_groups)]
@@ -100,6 +104,7 @@ class Before:
         self._path = path
         self.n_tiles_changed = len(self._changed) if self._changed is not None else None
         self.metadata = metadata
+        self._has_same_parts = metadata.get("of_parts") == of_parts
         self.parts = [Part(**part) for part in metadata["parts"]]
         if len(self.parts) != file.num_row_groups:
             raise ValueError("it does not have the parts that it lists")
@@ -110,8 +115,16 @@ class Before:
         return self._changed is not None and _FEW * len(self._changed) < self._cache.manifest.n_tiles
 
     @classmethod
-    def open(cls, path: Path, of_rows: str, cache: TileCache) -> "Before | None":
-        """The table at `path`, if it is whole and its rows are made the same way: the metadata's `rows_recipe`."""
+    def open(cls, path: Path, of_rows: str, of_parts: str, cache: TileCache) -> "Before | None":
+        """The table at `path`, if it is whole and its rows are made the same way.
+
+        Args:
+            path: The table.
+            of_rows: What the metadata must have as `rows_recipe`.
+            of_parts: What cells, their shapes, and the words in their rows, follow from; of a table that has another
+                as `of_parts`, only the rows of single cells are taken over.
+            cache: The tiles of today.
+        """
         try:
             metadata = read_metadata(path)
             if metadata.get("rows_recipe") != of_rows:
@@ -123,7 +136,7 @@ class Before:
             statistics = [file.metadata.row_group(group).column(0).statistics for group in range(file.num_row_groups)]
             if any(of_cell is None or not of_cell.has_min_max for of_cell in statistics):
                 return None
-            return cls(path, file, metadata, cache)
+            return cls(path, file, metadata, of_parts, cache)
         except EmbeddingsError:  # missing, or said already by whoever asked whether it is up to date
             return None
         except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as problem:
@@ -152,6 +165,8 @@ class Before:
             digests = table["window_digest"].to_pylist()
             for cell, row in zip(hit, rows, strict=True):
                 known.digests[cell] = digests[row]
+            if self._has_same_parts and len(hit) == len(cells):
+                known = replace(known, wkb=table["geometry"].take(pa.array(rows)))
         return known
 
     def _groups_with(self, names: NDArray[np.str_]) -> list[int]:
@@ -181,15 +196,14 @@ class Before:
             self._index = hashes[order], groups[order]
         return self._index
 
-    def untouched_parts(self, of_parts: str, extent_m: float, size_px: int) -> dict[str, tuple[Part, int]]:
+    def untouched_parts(self, extent_m: float, size_px: int) -> dict[str, tuple[Part, int]]:
         """Parts that can be taken over as they are, by name, and the numbers of their row groups.
 
         Args:
-            of_parts: What cells, and the words in their rows, follow from; a table of others has no such parts.
             extent_m: Side of the widest window, ground metres.
             size_px: Side of the windows in pixels.
         """
-        if self._changed is None or not self.parts or self.metadata.get("of_parts") != of_parts:
+        if self._changed is None or not self.parts or not self._has_same_parts:
             return {}
         finer = [min(h3.get_resolution(part.name) + _FINER_BY, H3_FINEST) for part in self.parts]
         children = [h3.cell_to_children(part.name, at) for part, at in zip(self.parts, finer, strict=True)]
@@ -250,6 +264,7 @@ class Before:
     def _read(self, group: int) -> pa.Table:
         if group not in self._groups:
             columns = ["cell", "lon", "lat", "embedding", "window_digest", "osm_timestamp"]
+            columns += ["geometry"] if self._has_same_parts else []
             self._groups[group] = self._file.read_row_group(group, columns=columns).combine_chunks()
         self._groups.move_to_end(group)
         while len(self._groups) > _FEW_GROUPS:

@@ -16,7 +16,7 @@ import logging
 import shutil
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -149,11 +149,11 @@ def _made(
     # How a row follows from its window, whatever the map is: code, style, encoder.
     of_rows = digest_of("rows", VERSION, manifest.style_label, version.digest)
     of_parts = digest_of("parts", *grid.batch_recipe, version.name)
-    before = Before.open(path, of_rows, cache)
+    before = Before.open(path, of_rows, of_parts, cache)
     cutter = _Cutter(cache, version, before)
     untouched: dict[str, tuple[Part, int]] = {}
     if before is not None:
-        untouched = before.untouched_parts(of_parts, version.scales.extent_m, version.size_px)
+        untouched = before.untouched_parts(version.scales.extent_m, version.size_px)
     if before is not None and untouched:
         names, n_all = [part.name for part in before.parts], sum(part.n_cells for part in before.parts)
     else:
@@ -162,10 +162,9 @@ def _made(
     n_cells = 0
     parts: list[Part] = []
     groups: list[tuple[Path, int]] = []
-    with single_threads(n_threads) as pool:
-        table = _Embedder(
-            version, load, manifest.style_label, milliseconds(manifest.osm_timestamp), before, pool, n_threads
-        )
+    with single_threads(n_threads) as pool, ThreadPoolExecutor(n_threads, "writing-parts") as writing:
+        timestamp = milliseconds(manifest.osm_timestamp)
+        table = _Embedder(version, load, manifest.style_label, timestamp, before, pool, writing, n_threads)
         batches = (_Batch(name, untouched.get(name), partial(grid.batch, name)) for name in names)
         n_ahead = _AHEAD * n_threads * windows_at_once(version)
         cuts = in_order(pool, cutter.cut, cutter.slices(batches, work), n_ahead, lambda slice_: slice_.size)
@@ -331,6 +330,11 @@ class _Cut:
     windows: Pixels
 
 
+def _parts_to_write(encoded: tuple[_Slice, NDArray[np.int64]]) -> int:
+    """1 for a slice whose part is written after it."""
+    return int(encoded[0].is_last and len(encoded[0].part.cells) > 0)
+
+
 class _Cutter:
     """Cuts windows, and finds out which are not those of the table before."""
 
@@ -398,6 +402,7 @@ class _Embedder:
         timestamp: int,
         before: Before | None,
         pool: Executor,
+        writing: Executor,
         n_threads: int,
     ) -> None:
         self._version = version
@@ -407,6 +412,7 @@ class _Embedder:
         self._timestamp = timestamp
         self._before = before
         self._pool = pool
+        self._writing = writing
         self._n_threads = n_threads
         self._n_ahead = _AHEAD * n_threads
         self._n_at_once = windows_at_once(version)
@@ -472,19 +478,31 @@ class _Embedder:
         self.n_encoded += len(digests)
 
     def _closed(self) -> Iterator[_Slice]:
-        while self._open and self._open[0][0] <= self.n_encoded:
-            cut = self._open.popleft()[1]
-            self._changed.append(cut.changed)
-            if cut.slice.is_last:
-                self._finish(cut.slice.part)
-            yield cut.slice
+        yield from in_order(self._writing, self._finished, self._encoded(), self._n_threads, _parts_to_write)
         # What waits or is open was seen last.
         while len(self._embeddings) > _REMEMBERED_WINDOWS:
             self._embeddings.popitem(last=False)
 
-    def _finish(self, part: _Part) -> None:
-        changed, known = np.sort(np.concatenate(self._changed)), part.known
-        self._changed.clear()
+    def _encoded(self) -> Iterator[tuple[_Slice, NDArray[np.int64]]]:
+        """Slices all of whose windows are encoded and, of those that are a part's last, the part's changed rows."""
+        while self._open and self._open[0][0] <= self.n_encoded:
+            cut = self._open.popleft()[1]
+            self._changed.append(cut.changed)
+            changed = np.empty(0, np.int64)
+            if cut.slice.is_last:
+                changed = np.sort(np.concatenate(self._changed))
+                self._changed.clear()
+            yield cut.slice, changed
+
+    def _finished(self, encoded: tuple[_Slice, NDArray[np.int64]]) -> _Slice:
+        """The slice; if it is its part's last, the part is written then."""
+        slice_, changed = encoded
+        if slice_.is_last:
+            self._write(slice_.part, changed)
+        return slice_
+
+    def _write(self, part: _Part, changed: NDArray[np.int64]) -> None:
+        known = part.known
         if len(changed):
             embeddings = np.stack([self._embeddings[known.digests[row]] for row in changed])
             if self._before is not None:
@@ -492,7 +510,8 @@ class _Embedder:
             known.embeddings[changed] = embeddings
             known.timestamps[changed] = self._timestamp
         if len(part.cells):
-            table = rows(part.cells, known.embeddings, known.digests, self._version.name, self._style, known.timestamps)
+            of_all = self._version.name, self._style
+            table = rows(part.cells, known.embeddings, known.digests, *of_all, known.timestamps, known.wkb)
             write_part(part.path, part.batch.name, table)
 
     def _write_changes(self, part: _Part, changed: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:

@@ -216,15 +216,26 @@ def rows(
     encoder: str,
     style: str,
     timestamps: NDArray[np.int64],
+    wkb: pa.ChunkedArray | None = None,
 ) -> pa.Table:
-    """Cells as rows of a table, with embeddings `[N, D]`, window digests and timestamps, milliseconds since 1970."""
+    """Cells as rows of a table.
+
+    Args:
+        cells: N of them.
+        embeddings: float32 `[N, D]`.
+        digests: Of the windows.
+        encoder: `name/version`.
+        style: `name/version`.
+        timestamps: Milliseconds since 1970, `[N]`.
+        wkb: The cells' shapes, where somebody has them already.
+    """
     n, dim = embeddings.shape
     flat = pa.array(np.ascontiguousarray(embeddings).reshape(-1), pa.float32())
     columns = schema(dim)
     return pa.Table.from_arrays(
         [
             pa.array(cells.names, pa.string()),
-            pa.array(shapely.to_wkb(cells.geometries), pa.binary()),
+            pa.array(shapely.to_wkb(cells.geometries), pa.binary()) if wkb is None else wkb,
             pa.array(cells.lon),
             pa.array(cells.lat),
             pa.FixedSizeListArray.from_arrays(flat, type=columns.field("embedding").type),

@@ -203,17 +203,38 @@ class ChunkMemory:
         key = cache.key, chunk, row
         entry = self._entry(key)
         with entry.lock:
-            if entry.strip is None:
-                (entry.strip,) = cache.map_strips(chunk, lambda strip: strip, range(row, row + 1))
-                self._account(key, entry, entry.strip.nbytes)
+            strip = self._strip(cache, chunk, row, entry)
             if column not in entry.groups:
-                entry.groups[column] = _grouped(entry.strip[column])
+                entry.groups[column] = _grouped(strip[column])
                 self._account(key, entry, _n_bytes(entry.groups[column]))
             if (column, reduction) not in entry.tiles:
                 tile = [_joined([_reduced_group(group, reduction)]) for group in entry.groups[column]]
                 entry.tiles[column, reduction] = tile
                 self._account(key, entry, _n_bytes(tile) if reduction > 1 else 0)
             return entry.tiles[column, reduction]
+
+    def read_ahead(self, cache: Chunks, strips: Iterable[tuple[Tile, int]]) -> None:
+        """Read strips, chunk and row of each, that no other thread is reading; for these, `tile` waits.
+
+        So threads that want the same strips share the reading, where they would wait for each other at every one.
+
+        Raises:
+            GeobacterError: A chunk cannot be had.
+        """
+        for chunk, row in strips:
+            entry = self._entry((cache.key, chunk, row))
+            if entry.lock.acquire(blocking=False):
+                try:
+                    self._strip(cache, chunk, row, entry)
+                finally:
+                    entry.lock.release()
+
+    def _strip(self, cache: Chunks, chunk: Tile, row: int, entry: _Entry) -> Pixels:
+        """A strip, whose entry's lock the caller has."""
+        if entry.strip is None:
+            (entry.strip,) = cache.map_strips(chunk, lambda strip: strip, range(row, row + 1))
+            self._account((cache.key, chunk, row), entry, entry.strip.nbytes)
+        return entry.strip
 
     def _entry(self, key: _Key) -> _Entry:
         with self._lock:

@@ -147,6 +147,20 @@ def _neighbours(warps: _Warps, order: NDArray[np.int64]) -> Iterable[list[int]]:
     return found.values()
 
 
+def _strips_under(warps: Iterable[_Warps]) -> list[tuple[Tile, int]]:
+    """Chunk and row of the strips that windows lie over."""
+    found = set()
+    for scale in warps:
+        reduction = scale.reduction[:, None]
+        first, last = scale.low * reduction, (scale.low + scale.size) * reduction - 1
+        ends = np.column_stack(
+            [first[:, 0] // CHUNK_PX, last[:, 0] // CHUNK_PX, first[:, 1] // TILE_PX, last[:, 1] // TILE_PX]
+        )
+        for west, east, north, south in np.unique(ends, axis=0).tolist():
+            found |= {(x, y) for x in range(west, east + 1) for y in range(north, south + 1)}
+    return [(Tile(CHUNK_ZOOM, x, y // CHUNK_TILES), y % CHUNK_TILES) for x, y in sorted(found)]
+
+
 def _only_colour(box: Pixels) -> Pixels | None:
     """The colour of a box `[H, W, 4]` of one colour, `[4]`; most windows show nothing in most channels of masks."""
     numbers = box.view(np.uint32)[..., 0]
@@ -207,6 +221,8 @@ class WindowReader:
             self._warps(lon, lat, side_m, views and views.of_wider(side_m / self.size_m)) for side_m in self._sides_m
         ]
         reductions = {int(reduction) for scale in warps for reduction in np.unique(scale.reduction)}
+        if self._by_strips:
+            self.memory.read_ahead(self.cache, _strips_under(warps))
         for number, scale in enumerate(warps):
             planes = windows[:, number * n_channels : (number + 1) * n_channels]
             boxes = np.column_stack([scale.low, scale.low + scale.size]).tolist()

@@ -2,6 +2,8 @@
 
 import dagster as dg
 
+from geobacter_pipeline.checks import region_is_fresh
+
 build_region = dg.define_asset_job(
     "build_region",
     selection=["osm_extract", "map_features", "tile_cache", "triplet_samples"],
@@ -45,4 +47,10 @@ update_map = dg.define_asset_job(
     description="Brings a region's extract up to date. The sensor follow_changes makes what follows from a change.",
 )
 
-ALL_JOBS = [build_region, train_encoder, evaluate_encoder, sweep_encoders, reembed_region, update_map]
+check_freshness = dg.define_asset_job(
+    "check_freshness",
+    selection=dg.AssetSelection.checks(region_is_fresh),
+    description="Was a region brought up to date within its fresh_hours? The sensor map_freshness starts it.",
+)
+
+ALL_JOBS = [build_region, train_encoder, evaluate_encoder, sweep_encoders, reembed_region, update_map, check_freshness]

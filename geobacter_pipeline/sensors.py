@@ -1,18 +1,18 @@
 """Sensors. Off until someone turns them on."""
 
-import json
 from collections.abc import Iterator
 
 import dagster as dg
 
 from geobacter_core.errors import GeobacterError
-from geobacter_pipeline.checks import region_is_fresh
 from geobacter_pipeline.freshness import freshness
-from geobacter_pipeline.jobs import update_map
+from geobacter_pipeline.jobs import check_freshness, update_map
 from geobacter_pipeline.partitions import region_partitions
 from geobacter_pipeline.resources import Geobacter
 
 _INTERVAL_S = 600
+_PARTITION = "dagster/partition"
+"""The tag that makes a run one of a partition: a job of nothing but checks has none, as Dagster sees it."""
 
 
 @dg.sensor(job=update_map, minimum_interval_seconds=_INTERVAL_S, default_status=dg.DefaultSensorStatus.STOPPED)
@@ -50,20 +50,15 @@ def map_changes(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest |
         yield dg.SkipReason("; ".join(said) + ".")
 
 
-@dg.sensor(
-    asset_selection=dg.AssetSelection.assets("osm_extract"),
-    minimum_interval_seconds=_INTERVAL_S,
-    default_status=dg.DefaultSensorStatus.STOPPED,
-)
-def map_freshness(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-    """Say of each region, once, that it was not brought up to date for longer than its `fresh_hours`.
+@dg.sensor(job=check_freshness, minimum_interval_seconds=_INTERVAL_S, default_status=dg.DefaultSensorStatus.STOPPED)
+def map_freshness(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """Have each region checked, once, that was not brought up to date for longer than its `fresh_hours`.
 
-    The check `region_is_fresh` of `osm_extract` then warns of it until it is. Nothing runs by this.
+    The check `region_is_fresh` of `osm_extract` then warns of it until it is. A run, because Dagster stores but one
+    evaluation of a partition's check that comes from outside of runs.
     """
     geobacter = Geobacter()
-    (check,) = region_is_fresh.check_keys
-    told: dict[str, float] = json.loads(context.cursor or "{}")
-    events, said = [], []
+    said, n_requested = [], 0
     for name in region_partitions.get_partition_keys():
         try:
             found = freshness(context.instance, geobacter.region(name))
@@ -74,17 +69,8 @@ def map_freshness(context: dg.SensorEvaluationContext) -> dg.SensorResult:
             said.append(f"{name} was never materialised.")
             continue
         said.append(found.description)
-        if not found.is_fresh and told.get(name) != found.updated_at:
-            told[name] = found.updated_at
-            events.append(
-                dg.AssetCheckEvaluation(
-                    check.asset_key,
-                    check.name,
-                    passed=False,
-                    severity=dg.AssetCheckSeverity.WARN,
-                    description=found.description,
-                    metadata=found.metadata,
-                    partition=name,
-                )
-            )
-    return dg.SensorResult(asset_events=events, cursor=json.dumps(told), skip_reason=None if events else " ".join(said))
+        if not found.is_fresh:
+            n_requested += 1
+            yield dg.RunRequest(run_key=f"{name}-{found.updated_at}", tags={_PARTITION: name})
+    if not n_requested:
+        yield dg.SkipReason(" ".join(said))

@@ -10,6 +10,7 @@ from geobacter_core.osm.changes import pending_changes, update_extract
 from geobacter_core.osm.extract import fetch_extract
 from geobacter_core.regions import load_regions
 from geobacter_core.settings import Settings
+from geobacter_pipeline.checks import region_is_fresh
 from geobacter_pipeline.definitions import defs
 from geobacter_pipeline.partitions import region_partitions
 
@@ -164,17 +165,26 @@ def test_a_region_is_told_once_when_it_was_not_brought_up_to_date_for_too_long(f
     regions.write_text(regions.read_text().replace("[regions.luxembourg]", "[regions.luxembourg]\nfresh_hours = 2"))
     now = time.time()
     sensor = defs.resolve_sensor_def("map_freshness")
+    job = defs.resolve_job_def("check_freshness")
+    (key,) = region_is_fresh.check_keys
     with dg.DagsterInstance.ephemeral() as instance:
-        cursor = None
+        requested = set()
 
         def failing(hours):
-            nonlocal cursor
+            """Regions that are checked so long from now, each of which fails; and what is said if none is."""
             monkeypatch.setattr("geobacter_pipeline.freshness.time", lambda: now + 3600 * hours)
-            context = dg.build_sensor_context(instance, cursor=cursor, repository_def=defs.get_repository_def())
+            context = dg.build_sensor_context(instance, repository_def=defs.get_repository_def())
             result = sensor.evaluate_tick(context)
-            cursor = result.cursor
-            assert all(event.check_name == "region_is_fresh" and not event.passed for event in result.asset_events)
-            return [event.partition for event in result.asset_events], result.skip_message
+            new = [run for run in result.run_requests if run.run_key not in requested]  # as the daemon does
+            requested.update(run.run_key for run in new)
+            for run in new:
+                job.execute_in_process(instance=instance, tags=run.tags)
+            names = [run.tags["dagster/partition"] for run in new]
+            storage = instance.event_log_storage
+            told = storage.get_asset_check_partition_info([key], partition_keys=names) if names else []
+            assert all(each.is_current and each.latest_execution_status.value == "FAILED" for each in told)
+            assert len(told) == len(names)
+            return names, result.skip_message
 
         partitions, message = failing(100)
         assert partitions == []

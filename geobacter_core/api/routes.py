@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Query, Request, Response
@@ -69,7 +69,11 @@ _OF_BODIES = (400, 404, 408, 413, 415, 422)
 _OF_SEARCHES = (*_OF_BODIES, 409)
 _CACHED = {"Cache-Control": "private, max-age=60"}
 _PLAIN = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+_SHORT_BODY = 32 << 10
+_FEW_PLACES = 256
 _Method = TypeVar("_Method", bound=Callable[..., Any])
+_Result = TypeVar("_Result")
+_Given = ParamSpec("_Given")
 
 
 def _operation(
@@ -218,19 +222,20 @@ class Routes:
     async def embeddings(self, request: Request) -> Response:
         """Embeddings of up to 10,000 places: JSON, or by `Accept` an Arrow stream."""
         places = self._snapshot.ready()
-        lon, lat = await run_in_threadpool(places_in, await request.body(), content_type(request, (ARROW,)))
+        body, kind = await request.body(), content_type(request, (ARROW,))
+        lon, lat = await _aside(len(body) > _SHORT_BODY, places_in, body, kind)
         embeddings = await self._embedded(places, lon, lat)
-        version = places.encoder.version
+        version, are_many = places.encoder.version, len(embeddings) > _FEW_PLACES
         if ARROW in request.headers.get("accept", ""):
-            body = await run_in_threadpool(as_arrow, lon, lat, embeddings, version.name)
-            return Response(body, media_type=ARROW)
+            stream = await _aside(are_many, as_arrow, lon, lat, embeddings, version.name)
+            return Response(stream, media_type=ARROW)
         answer = {
             "encoder": version.name,
             "version": version.version,
             "embedding_dim": version.embedding_dim,
             "embeddings": embeddings,
         }
-        return await run_in_threadpool(Json, answer)
+        return await _aside(are_many, Json, answer)
 
     # Searches.
 
@@ -397,6 +402,13 @@ class Routes:
             return [_of_hit(hit, near) for hit in hits]
 
         return Json({"encoder": where.places.encoder.version.name, "results": await run_in_threadpool(search)})
+
+
+async def _aside(
+    is_long: bool, function: Callable[_Given, _Result], *given: _Given.args, **named: _Given.kwargs
+) -> _Result:
+    """What a function gives: of long work in a thread, and else here, for to have one do it takes longer."""
+    return await run_in_threadpool(function, *given, **named) if is_long else function(*given, **named)
 
 
 def _tile(z: int, x: int, y: int, min_zoom: int) -> Tile:

@@ -33,7 +33,7 @@ from geobacter_core.cells import NO_CELLS, Cells, Grid
 from geobacter_core.embeddings.before import Before, Known, check_table, write_tiles
 from geobacter_core.embeddings.history import change_rows, forget, keep_whole, write_changes
 from geobacter_core.embeddings.table import Part, milliseconds, read_metadata, read_part, rows, write_part, write_table
-from geobacter_core.encoder.device import encoding_threads, single_threads
+from geobacter_core.encoder.device import best_device, encoding_threads, images_a_pass, single_threads
 from geobacter_core.encoder.version import Encoder, EncoderVersion
 from geobacter_core.errors import EmbeddingsError
 from geobacter_core.files import digest_of, only_one, remove_temporaries, written_aside
@@ -46,7 +46,7 @@ VERSION = "6"
 """Raise when the same tiles and encoder would give another table."""
 
 _WINDOWS_AT_ONCE = 256
-_BYTES_AT_ONCE = 24 << 20
+_BYTES_AT_ONCE = 28 << 20
 """Of the windows of a slice or batch: arrays of more than 32 MB the system gives anew each time, and slowly."""
 _CELLS_A_WINDOW = 32
 """What is known of so many cells of a table before takes up no more than a window does."""
@@ -279,8 +279,9 @@ def _clean(folder: Path, keep: Path) -> None:
 
 
 def windows_at_once(version: EncoderVersion) -> int:
-    """Windows that are cut, and that are encoded, by a thread at a time."""
-    return min(_WINDOWS_AT_ONCE, max(_BYTES_AT_ONCE // (version.spec.n_planes * version.size_px**2), 1))
+    """Windows that are cut, and that are encoded, by a thread at a time: full passes, if there is room."""
+    n = min(_WINDOWS_AT_ONCE, max(_BYTES_AT_ONCE // (version.spec.n_planes * version.size_px**2), 1))
+    return n - n % min(images_a_pass(best_device()), n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -444,12 +445,16 @@ class _Embedder:
 
     def _take(self, cut: _Cut) -> None:
         """Let the windows wait that nobody has encoded yet, and encode full batches of these, all but the last."""
+        new: dict[bytes, Pixels] = {}
         for row, window in zip(cut.changed, cut.windows, strict=True):
             digest = cut.slice.part.known.digests[row]
             if digest in self._embeddings:
                 self._embeddings.move_to_end(digest)
-            elif digest not in self._under_way:
-                self._waiting.setdefault(digest, window)
+            elif digest not in self._under_way and digest not in self._waiting:
+                new.setdefault(digest, window)
+        # Of a slice of which few windows are new, the others should not stay in memory for their sake.
+        are_few = 2 * len(new) < len(cut.windows)
+        self._waiting.update((digest, window.copy() if are_few else window) for digest, window in new.items())
         if self._waiting and self._encoder is None:
             self._encoder = self._load(self._version)
         while len(self._waiting) >= 2 * self._n_at_once:  # of the last two, each thread gets its share
@@ -467,7 +472,7 @@ class _Embedder:
         if self._encoder is None:
             return
         digests = list(self._waiting)[:n]
-        windows = np.stack([self._waiting.pop(digest) for digest in digests])
+        windows = [self._waiting.pop(digest) for digest in digests]
         self._batches.append((digests, self._pool.submit(self._encoder.encode, windows)))
         self._under_way.update(digests)
 

@@ -6,7 +6,7 @@ Passes are traced graphs, which run without Python's lock: other threads cut win
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from geobacter_core.encoder.device import autocast, images_a_pass
-from geobacter_core.encoder.network import Embeddings, EncoderNetwork, coverage, for_inference, normalised
+from geobacter_core.encoder.network import Embeddings, EncoderNetwork, Windows, coverage, for_inference, normalised
 
 _Pass = Callable[..., torch.Tensor]
 _REMEMBERED = 10_000
@@ -47,12 +47,13 @@ class Inference:
         self._cover = self._traced(_Cover(self._width), images)
         self._of_one_colour: dict[bytes, NDArray[np.float32]] = {}
 
-    def __call__(self, windows: torch.Tensor) -> Embeddings:
-        """Embed windows, uint8 `[N, S·C, size_px, size_px]`, as float32 `[N, D]`, each row of length 1."""
+    def __call__(self, windows: Windows) -> Embeddings:
+        """Embed windows, uint8 `[S·C, size_px, size_px]` each, as float32 `[N, D]`, each row of length 1."""
         spec, n_scales = self._network.spec, self._network.spec.n_scales_shown
-        images = windows.contiguous().view(-1, spec.n_channels, self._size_px, self._size_px)
+        shape = n_scales, spec.n_channels, self._size_px, self._size_px
         with torch.inference_mode():
-            added = torch.from_numpy(self._added(images)).view(-1, n_scales, self._n_added)
+            scales = [torch.as_tensor(window).contiguous().view(shape) for window in windows]
+            added = torch.from_numpy(self._added(scales)).view(-1, n_scales, self._n_added)
             parts = [added[:, number, :dim] for number, dim in enumerate(spec.part_dims)]
             covered = None
             if spec.shares:
@@ -61,11 +62,16 @@ class Inference:
                 covered = torch.cat([each.transpose(1, 2).flatten(1) for each in (whole, middle)], dim=1)
             return self._network.assembled(parts, covered).numpy()
 
-    def _added(self, images: torch.Tensor) -> NDArray[np.float32]:
-        """What each image adds, as `_Look` gives it, `[M, A]`; the images of a window follow each other."""
+    def _added(self, windows: Sequence[torch.Tensor]) -> NDArray[np.float32]:
+        """What each image of windows, uint8 `[S, C, H, W]` each, adds, as `_Look` gives it, `[N·S, A]`."""
         spec, known = self._network.spec, self._of_one_colour
+        images = [image for window in windows for image in window]
         added = np.zeros((len(images), self._n_added), np.float32)
-        colours = _of_one_colour(images.numpy(), spec.n_scales_shown)
+        colours = {
+            spec.n_scales_shown * number + scale: bytes([scale]) + colour
+            for number, window in enumerate(windows)
+            for scale, colour in _of_one_colour(window.numpy())
+        }
         new = {colour: index for index, colour in colours.items() if colour not in known}
         asked = [index for index in range(len(images)) if index not in colours or new.get(colours[index]) == index]
         for is_learnt in (True, False):
@@ -80,14 +86,14 @@ class Inference:
             known.update({colour: added[index].copy() for colour, index in new.items()})
         return added
 
-    def _passed(self, images: torch.Tensor, rows: list[int], is_learnt: bool) -> NDArray[np.float32]:
+    def _passed(self, images: Sequence[torch.Tensor], rows: list[int], is_learnt: bool) -> NDArray[np.float32]:
         """A pass over some rows; one that is not full is filled up with the first image."""
         spec = self._network.spec
-        wanted = torch.tensor(rows + [0] * (self._size - len(rows)))
-        batch = images.index_select(0, wanted).to(self._device)  # copies rows; by an index each number is looked up
+        wanted = rows + [0] * (self._size - len(rows))
+        batch = torch.stack([images[row] for row in wanted]).to(self._device)
         if is_learnt:
             pixels = _by_pixels(batch) if self._device.type == "cpu" else batch.permute(0, 2, 3, 1)
-            added = self._look(batch, pixels, (wanted % spec.n_scales_shown).to(self._device))
+            added = self._look(batch, pixels, (torch.tensor(wanted) % spec.n_scales_shown).to(self._device))
         else:
             added = self._cover(batch)
         return added.cpu().numpy()[: len(rows)]
@@ -182,13 +188,16 @@ def _by_pixels(images: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(pixels).view(n, height, width, n_channels)
 
 
-def _of_one_colour(images: NDArray[np.uint8], n_scales: int) -> dict[int, bytes]:
-    """Of images `[M, C, H, W]` the rows of those whose every channel has one value, with their scale and colour."""
-    pixels = images.reshape(*images.shape[:2], images.shape[2] * images.shape[3])
-    first, middle = pixels[:, :, 0], pixels.shape[2] // 2
-    is_likely = ((pixels[:, :, -1] == first) & (pixels[:, :, middle + images.shape[3] // 2] == first)).all(axis=1)
-    return {
-        index: bytes([index % n_scales]) + first[index].tobytes()
-        for index in np.flatnonzero(is_likely).tolist()
-        if (pixels[index] == first[index, :, None]).all()
-    }
+def _of_one_colour(window: NDArray[np.uint8]) -> list[tuple[int, bytes]]:
+    """Which scales of a window `[S, C, H, W]` have but one value in every channel, and these values."""
+    first, last, middle = (
+        window[:, :, 0, 0],
+        window[:, :, -1, -1],
+        window[:, :, window.shape[2] // 2, window.shape[3] // 2],
+    )
+    is_likely = ((last == first) & (middle == first)).all(axis=1)
+    return [
+        (scale, first[scale].tobytes())
+        for scale in (np.flatnonzero(is_likely).tolist() if is_likely.any() else ())
+        if (window[scale] == first[scale, :, None, None]).all()
+    ]

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ from geobacter_core.encoder.settings import Architecture
 from geobacter_core.errors import EncoderError
 
 Embeddings = NDArray[np.float32]
+Windows = torch.Tensor | NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
+"""N windows, `[S·C, H, W]` each: together, or wherever each of them lies."""
 _SMALL_WIDTHS = (32, 64, 128)
 _SHARE_KNEE = 0.02
 """Shares below it count as they are, those above by their ratio: from none to little is as far as from there to all."""

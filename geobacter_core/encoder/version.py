@@ -2,12 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
-from geobacter_core.encoder.network import Embeddings, NetworkSpec, weights_digest
+from geobacter_core.encoder.network import Embeddings, NetworkSpec, Windows, weights_digest
 from geobacter_core.encoder.settings import ARCHITECTURES, Architecture, TrainSettings
 from geobacter_core.errors import EncoderError, RegistryError
 from geobacter_core.tiles.window import Scales
@@ -98,23 +95,23 @@ class Encoder:
     """
 
     version: EncoderVersion
-    _encode: Callable[[torch.Tensor], Embeddings]
+    _encode: Callable[[Windows], Embeddings]
     batch_size: int = 32
 
-    def encode(self, windows: torch.Tensor | np.ndarray[Any, np.dtype[np.uint8]]) -> Embeddings:
-        """Embed uint8 `[N, S·C, size_px, size_px]` as float32 `[N, D]`, each row of length 1.
+    def encode(self, windows: Windows) -> Embeddings:
+        """Embed N windows, uint8 `[S·C, size_px, size_px]` each, as float32 `[N, D]`, each row of length 1.
 
         Raises:
             EncoderError: The windows are not of the shape that the encoder takes.
         """
-        batch = torch.as_tensor(windows)
         expected = (self.version.spec.n_planes, self.version.size_px, self.version.size_px)
-        if batch.dtype != torch.uint8 or tuple(batch.shape[1:]) != expected:
-            raise EncoderError(
-                f"Encoder {self.version.name} takes uint8 windows [N, {', '.join(map(str, expected))}] of style "
-                f"'{self.version.style}', not {batch.dtype} {list(batch.shape)}. Cut windows of its style and size."
-            )
-        return self._encode(batch)
+        for kind, *shape in {(str(window.dtype).removeprefix("torch."), *window.shape) for window in windows}:
+            if (kind, *shape) != ("uint8", *expected):
+                raise EncoderError(
+                    f"Encoder {self.version.name} takes uint8 windows [N, {', '.join(map(str, expected))}] of style "
+                    f"'{self.version.style}', not {kind} {shape} each. Cut windows of its style and size."
+                )
+        return self._encode(windows)
 
 
 def tags_of(trained: "Trained", windows: "WindowSpec", settings: TrainSettings) -> dict[str, str]:

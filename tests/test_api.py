@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import functools
+import gc
 import io
 import shutil
 
@@ -66,6 +67,11 @@ def picture(response):
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "image/png"
     return PIL.Image.open(io.BytesIO(response.content))
+
+
+def test_what_stays_is_not_looked_through_for_garbage(served):
+    with TestClient(create_app(served)):
+        assert gc.get_freeze_count() > 50_000
 
 
 # Embeddings

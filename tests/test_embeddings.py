@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import weakref
 
 import geopandas
 import h3
@@ -55,6 +56,26 @@ def make(helsinki, registration):
 def table(make, tmp_path_factory):
     path = tmp_path_factory.mktemp("embeddings") / "embeddings.parquet"
     return make(path)
+
+
+def test_windows_that_are_known_make_room(make, tmp_path, monkeypatch):
+    """144 cells, 4 at a time, of which one is new each time: its window waits, and the other 3 do not stay with it."""
+    monkeypatch.setattr("geobacter_core.embeddings.embed._WINDOWS_AT_ONCE", 4)
+    monkeypatch.setattr("geobacter_core.embeddings.embed.encoding_threads", lambda: 1)
+    cut, most = [], 0
+
+    def windows(reader, lon, lat):
+        nonlocal most
+        made = np.zeros((len(lon), reader.n_planes, reader.size_px, reader.size_px), np.uint8)
+        made[0, 0, 0, 0] = len(cut)
+        cut.append(weakref.ref(made))
+        most = max(most, sum(each() is not None for each in cut))
+        return made
+
+    monkeypatch.setattr(WindowReader, "windows", windows)
+    result = make(tmp_path / "embeddings.parquet")
+    assert len(cut) == result.n_encoded >= 36
+    assert most <= 5  # two ahead, one in each hand
 
 
 def test_the_registered_encoders_tables_are_byte_for_byte_the_same(helsinki, registration, tmp_path):

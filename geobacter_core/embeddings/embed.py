@@ -421,7 +421,7 @@ class _Embedder:
         self._waiting: dict[bytes, Pixels] = {}
         self._batches: deque[tuple[list[bytes], Future[NDArray[np.float32]]]] = deque()
         self._under_way: set[bytes] = set()
-        self._open: deque[tuple[int, _Cut]] = deque()
+        self._open: deque[tuple[int, _Slice, NDArray[np.int64]]] = deque()
         self._changed: list[NDArray[np.int64]] = []
         self.n_encoded = self.n_changed = 0
 
@@ -433,7 +433,8 @@ class _Embedder:
         for cut in cuts:
             self.n_changed += len(cut.changed)
             self._take(cut)
-            self._open.append((self.n_encoded + len(self._under_way) + len(self._waiting), cut))
+            n_wanted = self.n_encoded + len(self._under_way) + len(self._waiting)
+            self._open.append((n_wanted, cut.slice, cut.changed))  # not its windows, which take up memory
             while len(self._batches) > self._n_ahead:
                 self._collect()
             yield from self._closed()
@@ -491,13 +492,12 @@ class _Embedder:
     def _encoded(self) -> Iterator[tuple[_Slice, NDArray[np.int64]]]:
         """Slices all of whose windows are encoded and, of those that are a part's last, the part's changed rows."""
         while self._open and self._open[0][0] <= self.n_encoded:
-            cut = self._open.popleft()[1]
-            self._changed.append(cut.changed)
-            changed = np.empty(0, np.int64)
-            if cut.slice.is_last:
+            _, slice_, changed = self._open.popleft()
+            self._changed.append(changed)
+            if slice_.is_last:
                 changed = np.sort(np.concatenate(self._changed))
                 self._changed.clear()
-            yield cut.slice, changed
+            yield slice_, changed
 
     def _finished(self, encoded: tuple[_Slice, NDArray[np.int64]]) -> _Slice:
         """The slice; if it is its part's last, the part is written then."""

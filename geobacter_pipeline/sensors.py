@@ -11,6 +11,7 @@ from geobacter_pipeline.partitions import region_partitions
 from geobacter_pipeline.resources import Geobacter
 
 _INTERVAL_S = 600
+_HOURS_A_WEEK = 168
 _PARTITION = "dagster/partition"
 """The tag that makes a run one of a partition: a job of nothing but checks has none, as Dagster sees it."""
 
@@ -52,7 +53,7 @@ def map_changes(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest |
 
 @dg.sensor(job=check_freshness, minimum_interval_seconds=_INTERVAL_S, default_status=dg.DefaultSensorStatus.STOPPED)
 def map_freshness(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """Have each region checked, once, that was not brought up to date for longer than its `fresh_hours`.
+    """Have each region checked that was not brought up to date for longer than its `fresh_hours`: then, and each week.
 
     The check `region_is_fresh` of `osm_extract` then warns of it until it is. A run, because Dagster stores but one
     evaluation of a partition's check that comes from outside of runs.
@@ -71,6 +72,7 @@ def map_freshness(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest
         said.append(found.description)
         if not found.is_fresh:
             n_requested += 1
-            yield dg.RunRequest(run_key=f"{name}-{found.updated_at}", tags={_PARTITION: name})
+            week = found.age_hours // _HOURS_A_WEEK
+            yield dg.RunRequest(run_key=f"{name}-{found.updated_at}-{week:.0f}", tags={_PARTITION: name})
     if not n_requested:
         yield dg.SkipReason(" ".join(said))

@@ -277,6 +277,14 @@ def test_strips_are_read_ahead_that_windows_need_and_no_others(helsinki, monkeyp
     assert len(set(found[0])) == len(found[0])
 
 
+def test_no_more_is_read_ahead_than_a_fourth_of_the_memory(helsinki):
+    chunk = helsinki.cache.manifest.chunks[0].tile
+    (strip,) = helsinki.cache.map_strips(chunk, lambda strip: strip, range(1))
+    memory = ChunkMemory(8 * strip.nbytes)
+    memory.read_ahead(helsinki.cache, [(chunk, row) for row in range(16)])
+    assert memory.used_bytes == 2 * strip.nbytes
+
+
 def test_a_strip_that_another_thread_reads_is_not_waited_for(helsinki):
     chunk = helsinki.cache.manifest.chunks[0].tile
     begun, may_end, memory = threading.Event(), threading.Event(), ChunkMemory(1 << 30)

@@ -1,7 +1,6 @@
 """The application of a server process: the operations (see `routes`), and what stands in front of them."""
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -50,9 +49,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         workers.start()
         await asyncio.to_thread(service.start)
-        gc.freeze()  # to look for garbage among the libraries' objects, which stay, would halt all requests for 0.5 s
         yield
-        gc.unfreeze()
         await asyncio.to_thread(service.stop)
         await asyncio.to_thread(workers.close)
 

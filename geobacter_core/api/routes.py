@@ -70,6 +70,7 @@ _OF_SEARCHES = (*_OF_BODIES, 409)
 _CACHED = {"Cache-Control": "private, max-age=60"}
 _PLAIN = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 _SHORT_BODY = 32 << 10
+"""Of JSON; of an Arrow stream, which may be compressed, nobody knows how much work it is."""
 _FEW_PLACES = 256
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 _Result = TypeVar("_Result")
@@ -223,7 +224,7 @@ class Routes:
         """Embeddings of up to 10,000 places: JSON, or by `Accept` an Arrow stream."""
         places = self._snapshot.ready()
         body, kind = await request.body(), content_type(request, (ARROW,))
-        lon, lat = await _aside(len(body) > _SHORT_BODY, places_in, body, kind)
+        lon, lat = await _aside(kind == ARROW or len(body) > _SHORT_BODY, places_in, body, kind)
         embeddings = await self._embedded(places, lon, lat)
         version, are_many = places.encoder.version, len(embeddings) > _FEW_PLACES
         if ARROW in request.headers.get("accept", ""):

@@ -4,6 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+
 from geobacter_core.encoder.network import Embeddings, NetworkSpec, Windows, weights_digest
 from geobacter_core.encoder.settings import ARCHITECTURES, Architecture, TrainSettings
 from geobacter_core.errors import EncoderError, RegistryError
@@ -105,7 +108,11 @@ class Encoder:
             EncoderError: The windows are not of the shape that the encoder takes.
         """
         expected = (self.version.spec.n_planes, self.version.size_px, self.version.size_px)
-        for kind, *shape in {(str(window.dtype).removeprefix("torch."), *window.shape) for window in windows}:
+        if isinstance(windows, torch.Tensor | np.ndarray):
+            found = {(str(windows.dtype).removeprefix("torch."), *windows.shape[1:])}
+        else:
+            found = {(str(window.dtype), *window.shape) for window in windows}
+        for kind, *shape in found:
             if (kind, *shape) != ("uint8", *expected):
                 raise EncoderError(
                     f"Encoder {self.version.name} takes uint8 windows [N, {', '.join(map(str, expected))}] of style "

@@ -23,12 +23,13 @@ from geobacter_core.osm.features import LAYERS, read_layer
 from geobacter_core.tiles.style import Style
 
 Sums = NDArray[np.uint64]
+_MAX_THREADS = 4
 
 
 def strip_inputs(files: Path, style: Style, chunks: Sequence[Tile]) -> Mapping[Tile, tuple[str, ...]]:
     """Hex digests of the features that a style may draw in each of a chunk's 16 strips; features are streamed once.
 
-    Memory is 32 bytes a strip of the box around the chunks, and a batch of features.
+    Memory is 32 bytes a strip of the box around the chunks, and a few batches of features.
 
     Args:
         files: Folder with `points.fgb`, `lines.fgb` and `polygons.fgb`.
@@ -41,10 +42,10 @@ def strip_inputs(files: Path, style: Style, chunks: Sequence[Tile]) -> Mapping[T
     # A feature's digest is added to all strips that its box touches: to the corners of a raster of differences.
     corners = np.zeros((n_columns + 1, n_rows + 1, 2), np.uint64)
     batches = ((layer, batch) for layer in LAYERS for batch in read_layer(files, layer, style.keys))
-    n_threads = n_processors()
+    n_threads = min(n_processors(), _MAX_THREADS)
     with ThreadPoolExecutor(n_threads, "strip-inputs") as pool:
         for digests, (low_x, high_x), (low_y, high_y) in in_order(
-            pool, lambda some: _touched(*some, style, (west, north), corners.shape), batches, 2 * n_threads
+            pool, lambda some: _touched(*some, style, (west, north), corners.shape), batches, n_threads
         ):
             np.add.at(corners, (low_x, low_y), digests)
             np.add.at(corners, (high_x, high_y), digests)

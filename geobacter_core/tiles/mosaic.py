@@ -216,16 +216,20 @@ class ChunkMemory:
     def read_ahead(self, cache: Chunks, strips: Iterable[tuple[Tile, int]]) -> None:
         """Read strips, chunk and row of each, that no other thread is reading; for these, `tile` waits.
 
-        So threads that want the same strips share the reading, where they would wait for each other at every one.
+        So threads that want the same strips share the reading, where they would wait for each other at every one. No
+        more are read than fill a fourth of the memory, lest they push each other out before they are used.
 
         Raises:
             GeobacterError: A chunk cannot be had.
         """
+        room = self.budget_bytes // 4
         for chunk, row in strips:
+            if room <= 0:
+                return
             entry = self._entry((cache.key, chunk, row))
             if entry.lock.acquire(blocking=False):
                 try:
-                    self._strip(cache, chunk, row, entry)
+                    room -= self._strip(cache, chunk, row, entry).nbytes
                 finally:
                     entry.lock.release()
 

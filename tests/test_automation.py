@@ -200,6 +200,9 @@ def test_a_region_is_told_once_when_it_was_not_brought_up_to_date_for_too_long(f
         materialised(instance, "luxembourg")
         assert failing(1)[0] == []
         assert failing(28)[0] == ["luxembourg"]
+        # A week later once more, in case a run did not end.
+        assert sorted(failing(200)[0]) == ["luxembourg", "monaco"]
+        assert failing(201)[0] == []
 
 
 def test_a_run_passes_the_check_of_its_region(followed):

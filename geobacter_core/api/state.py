@@ -360,7 +360,7 @@ def _settle() -> None:
     """Leave what is in memory out of the search for garbage until the next snapshot.
 
     To look through the libraries' million objects, which stay, halted all requests for half a second every few
-    thousand of them. What the snapshot before leaves behind is found now.
+    thousand of them. What earlier snapshots have left behind is found now.
     """
     gc.unfreeze()
     gc.collect()

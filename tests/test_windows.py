@@ -394,6 +394,20 @@ def test_groups_of_channels_of_one_colour_take_up_no_room():
     assert second[0, 0].tolist() == [0, 9, 0, 0]
 
 
+def test_a_tile_is_reduced_to_the_means_of_squares_of_its_pixels():
+    """Of noise, and of masks whose means are often halves; a half goes up for 2 × 2 pixels, else to an even number."""
+    strip = np.random.default_rng(0).integers(0, 256, (16, 256, 256, 4), dtype=np.uint8)
+    strip[8:] = 255 * (strip[8:] > 128)
+    by_reduction = in_groups(strip, [1, 2, 4, 8, 16, 32, 64])
+    for reduction, tiles in by_reduction.items():
+        side = 256 // reduction
+        means = strip.reshape(16, side, reduction, side, reduction, 4).mean(axis=(2, 4), dtype=np.float64)
+        expected = np.floor(means + 0.5) if reduction == 2 else np.rint(means)
+        np.testing.assert_array_equal(
+            np.concatenate([group for tile in tiles for group in tile]).reshape(means.shape), expected
+        )
+
+
 def test_boxes_are_the_windows_ground_as_it_lies_in_the_cache(helsinki):
     lon, lat = places_in(helsinki, 5)
     for index, box in enumerate(WindowReader(helsinki.cache, SIZE_M, 128).boxes(lon, lat)):

@@ -2,6 +2,7 @@
 
 What each scale of a window adds to the embedding follows from its own pixels. So a pass takes single images, of any
 scale and of any window; and an image of one colour, as most of a forest or a lake are, is encoded once and remembered.
+Coverage is told of each plane by itself, likewise.
 Passes are traced graphs, which run without Python's lock: other threads cut windows or answer requests meanwhile.
 """
 
@@ -16,12 +17,22 @@ from torch import nn
 from torch.nn import functional
 
 from geobacter_core.encoder.device import autocast, images_a_pass
-from geobacter_core.encoder.network import Embeddings, EncoderNetwork, Windows, coverage, for_inference, normalised
+from geobacter_core.encoder.network import (
+    Embeddings,
+    EncoderNetwork,
+    Windows,
+    for_inference,
+    mean_and_deviation,
+    middle_of,
+    normalised,
+)
 
 _Pass = Callable[..., torch.Tensor]
 _REMEMBERED = 10_000
 _ALIGNED = 4
 """Where a row does not begin at a multiple of 4 numbers, a GPU adds it up in another order, and rounds otherwise."""
+_PLANES_AT_ONCE = 128
+"""As floats they just fit a CPU's cache."""
 _WARM_UP = 3
 """Passes after which a traced graph is as fast as it gets."""
 
@@ -37,14 +48,17 @@ class Inference:
         self._size = images_a_pass(device)
         spec = network.spec
         self._width = -(-max(spec.part_dims) // _ALIGNED) * _ALIGNED
+        own = for_inference(network).to(device)
+        if device.type == "cpu":
+            _pool_faster(own.backbone)
         self._n_added = self._width + (4 * spec.n_channels if spec.shares else 0)
         own = for_inference(network).to(device)
         if device.type == "cpu":
             _pool_faster(own.backbone)
-        images = torch.zeros((self._size, spec.n_channels, size_px, size_px), dtype=torch.uint8, device=device)
+        pixels = torch.zeros((self._size, size_px, size_px, spec.n_channels), dtype=torch.uint8, device=device)
         scale = torch.zeros(self._size, dtype=torch.int64, device=device)
-        self._look = self._traced(_Look(own, device, self._width), images, images.permute(0, 2, 3, 1), scale)
-        self._cover = self._traced(_Cover(self._width), images)
+        self._look = self._traced(_Look(own, device, self._width), pixels, scale)
+        self._cover = self._traced(_Cover(), pixels.new_zeros((_PLANES_AT_ONCE, size_px, size_px)))
         self._of_one_colour: dict[bytes, NDArray[np.float32]] = {}
 
     def __call__(self, windows: Windows) -> Embeddings:
@@ -63,7 +77,7 @@ class Inference:
             return self._network.assembled(parts, covered).numpy()
 
     def _added(self, windows: Sequence[torch.Tensor]) -> NDArray[np.float32]:
-        """What each image of windows, uint8 `[S, C, H, W]` each, adds, as `_Look` gives it, `[N·S, A]`."""
+        """What each image of windows, uint8 `[S, C, H, W]` each, adds, learnt and coverage, `[N·S, A]`."""
         spec, known = self._network.spec, self._of_one_colour
         images = [image for window in windows for image in window]
         added = np.zeros((len(images), self._n_added), np.float32)
@@ -90,13 +104,47 @@ class Inference:
         """A pass over some rows; one that is not full is filled up with the first image."""
         spec = self._network.spec
         wanted = rows + [0] * (self._size - len(rows))
-        batch = torch.stack([images[row] for row in wanted]).to(self._device)
+        planes = torch.stack([images[row] for row in wanted], dim=1)  # by channels: OpenCV merges them
+        added = np.zeros((len(rows), self._n_added), np.float32)
         if is_learnt:
-            pixels = _by_pixels(batch) if self._device.type == "cpu" else batch.permute(0, 2, 3, 1)
-            added = self._look(batch, pixels, (torch.tensor(wanted) % spec.n_scales_shown).to(self._device))
-        else:
-            added = self._cover(batch)
-        return added.cpu().numpy()[: len(rows)]
+            scale = (torch.tensor(wanted) % spec.n_scales_shown).to(self._device)
+            added[:, : self._width] = self._look(self._by_pixels(planes), scale).cpu().numpy()[: len(rows)]
+        if spec.shares:
+            added[:, self._width :] = self._covered(planes[:, : len(rows)])
+        return added
+
+    def _by_pixels(self, planes: torch.Tensor) -> torch.Tensor:
+        """Images by channels, uint8 `[C, M, H, W]`, as `[M, H, W, C]` on the device."""
+        if self._device.type != "cpu":
+            return planes.to(self._device).permute(1, 2, 3, 0)
+        n_channels, n, height, width = planes.shape
+        pixels = np.empty((n * height, width, n_channels), np.uint8)
+        # In a fourth of the time that torch takes; all images at once, as each call waits for Python's lock.
+        cv2.merge([*planes.numpy().reshape(n_channels, n * height, width)], pixels)
+        return torch.from_numpy(pixels).view(n, height, width, n_channels)
+
+    def _covered(self, planes: torch.Tensor) -> NDArray[np.float32]:
+        """How much each channel of images covers, uint8 `[C, M, H, W]`: `[M, 4·C]`, in the order of `_Cover`.
+
+        Most planes of a style of masks show nothing, or one thing everywhere: to see that takes little time.
+        """
+        n_channels, n = planes.shape[:2]
+        flat = planes.flatten(2)
+        least = flat.amin(dim=2)
+        figures = np.zeros((4, n_channels, n), np.float32)
+        figures[0] = figures[2] = least.numpy()
+        varies = flat.amax(dim=2) != least
+        moving = planes.numpy()[varies.numpy()]
+        found = []
+        for begin in range(0, len(moving), _PLANES_AT_ONCE):
+            some = torch.from_numpy(moving[begin : begin + _PLANES_AT_ONCE])
+            n_some = len(some)
+            if self._device.type != "cpu":
+                some = functional.pad(some, (0, 0, 0, 0, 0, _PLANES_AT_ONCE - n_some)).to(self._device)
+            found.append(self._cover(some).cpu().numpy()[:, :n_some])
+        if found:
+            figures[:, varies.numpy()] = np.concatenate(found, axis=1)
+        return figures.transpose(2, 0, 1).reshape(n, -1)
 
     def _traced(self, module: nn.Module, *inputs: torch.Tensor) -> _Pass:
         if self._device.type not in ("cpu", "cuda"):
@@ -112,7 +160,7 @@ class Inference:
 
 
 class _Look(nn.Module):
-    """Single images to what they add to an embedding: what is learnt of them and, with shares, their coverage."""
+    """Single images to what is learnt of them."""
 
     def __init__(self, network: EncoderNetwork, device: torch.device, width: int) -> None:
         super().__init__()
@@ -120,12 +168,11 @@ class _Look(nn.Module):
         self._device = device
         self._width = width
 
-    def forward(self, images: torch.Tensor, pixels: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """What images add, float32 `[M, A]`.
+    def forward(self, pixels: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """The part of an embedding that is learnt at each image's scale, float32 `[M, L]`, 0 beyond its length.
 
         Args:
-            images: uint8 `[M, C, H, W]`.
-            pixels: The same, `[M, H, W, C]`.
+            pixels: Images, uint8 `[M, H, W, C]`.
             scale: The number of each one's scale, `[M]`.
         """
         network, spec = self.network, self.network.spec
@@ -139,10 +186,7 @@ class _Look(nn.Module):
                 for head, dim in zip(network.heads, spec.part_dims, strict=True)
             ]
         )
-        learnt = functional.normalize(every[scale, torch.arange(images.shape[0], device=images.device)], dim=1)
-        if not spec.shares:
-            return learnt
-        return torch.cat([learnt, coverage(images, spec.n_channels)], dim=1)
+        return functional.normalize(every[scale, torch.arange(pixels.shape[0], device=pixels.device)], dim=1)
 
 
 class _MaxPool(nn.Module):
@@ -168,24 +212,12 @@ def _pool_faster(backbone: nn.Module) -> None:
 
 
 class _Cover(nn.Module):
-    """Of images of the surroundings, of which nothing is learnt, the coverage, at its place in `[M, A]`."""
+    """Planes of any channel and scale to how much of each is covered."""
 
-    def __init__(self, first: int) -> None:
-        super().__init__()
-        self._first = first
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Of images, uint8 `[M, C, H, W]`, of whatever scale: float32 `[M, A]`."""
-        return functional.pad(coverage(images, 0), (self._first, 2 * images.shape[1]))
-
-
-def _by_pixels(images: torch.Tensor) -> torch.Tensor:
-    """Images, uint8 `[M, C, H, W]`, as `[M, H, W, C]`: by OpenCV in a fourth of the time that torch takes."""
-    n, n_channels, height, width = images.shape
-    pixels = np.empty((n * height, width, n_channels), np.uint8)
-    planes = images.transpose(0, 1).contiguous().numpy()  # of all images: each call waits for Python's lock
-    cv2.merge([*planes.reshape(n_channels, n * height, width)], pixels)
-    return torch.from_numpy(pixels).view(n, height, width, n_channels)
+    def forward(self, planes: torch.Tensor) -> torch.Tensor:
+        """Mean and deviation, and these of the middle, of planes, uint8 `[K, H, W]`: float32 `[4, K]`."""
+        both = [mean_and_deviation(part[None]) for part in (planes, middle_of(planes))]
+        return torch.cat(both).view(4, -1)
 
 
 def _of_one_colour(window: NDArray[np.uint8]) -> list[tuple[int, bytes]]:

@@ -197,9 +197,8 @@ def coverage(windows: torch.Tensor, n_learnt: int) -> torch.Tensor:
     pieces = [windows] if is_whole else torch.split(windows, _PIECE)
     covered = []
     for piece in pieces:
-        quarter = piece.shape[-1] // 4
-        middle = piece[:, :n_learnt, quarter:-quarter, quarter:-quarter]
-        covered.append(torch.cat([_mean_and_deviation(piece), _mean_and_deviation(middle)], dim=1))
+        middle = middle_of(piece[:, :n_learnt])
+        covered.append(torch.cat([mean_and_deviation(piece), mean_and_deviation(middle)], dim=1))
     return torch.cat(covered)
 
 
@@ -208,7 +207,13 @@ def _shares(covered: torch.Tensor) -> torch.Tensor:
     return torch.asinh(covered / (255 * _SHARE_KNEE))
 
 
-def _mean_and_deviation(windows: torch.Tensor) -> torch.Tensor:
+def middle_of(images: torch.Tensor) -> torch.Tensor:
+    """The middle of images `[..., H, W]`, half as wide and high."""
+    quarter = images.shape[-1] // 4
+    return images[..., quarter:-quarter, quarter:-quarter]
+
+
+def mean_and_deviation(windows: torch.Tensor) -> torch.Tensor:
     """Of each channel of `[N, C, H, W]`, 0 to 255: `[N, 2 C]`."""
     pixels = windows.flatten(2).float()
     mean = pixels.mean(dim=2)

@@ -161,14 +161,23 @@ def _strips_under(warps: Iterable[_Warps]) -> list[tuple[Tile, int]]:
     return [(Tile(CHUNK_ZOOM, x, y // CHUNK_TILES), y % CHUNK_TILES) for x, y in sorted(found)]
 
 
-def _only_colour(box: Pixels) -> Pixels | None:
-    """The colour of a box `[H, W, 4]` of one colour, `[4]`; most windows show nothing in most channels of masks."""
-    numbers = box.view(np.uint32)[..., 0]
-    first = numbers[0, 0]
+def _only_colour(colours: NDArray[np.uint32], flat: Pixels, left: int, top: int, right: int, bottom: int) -> int | None:
+    """The number of the colour of a box of one colour; most windows show nothing, 0, in most channels of masks.
+
+    Args:
+        colours: Numbers of the colours of all pixels around, `[H, W]`.
+        flat: The same as `[H, 4·W]`.
+        left: The box's first column.
+        top: Its first row.
+        right: The column after its last.
+        bottom: The row after its last.
+    """
+    first: int = colours.item(top, left)
     if not first:
-        return None if cv2.hasNonZero(box.reshape(len(box), -1)) else box[0, 0]
+        return None if cv2.hasNonZero(flat[top:bottom, GROUP * left : GROUP * right]) else 0
     # Few boxes need to be looked through.
-    return None if numbers[-1, -1] != first or (numbers != first).any() else box[0, 0]
+    is_likely = colours.item(bottom - 1, right - 1) == first
+    return first if is_likely and (colours[top:bottom, left:right] == first).all() else None
 
 
 def memory_bytes(n_channels: int) -> int:
@@ -228,40 +237,53 @@ class WindowReader:
             boxes = np.column_stack([scale.low, scale.low + scale.size]).tolist()
             for rows in _neighbours(scale, order):
                 reduction = int(scale.reduction[rows[0]])
-                self._cut([(planes[row], scale.matrix[row], boxes[row]) for row in rows], reduction, reductions)
+                windows_of = [planes[row] for row in rows]
+                self._cut(windows_of, scale.matrix[rows], [boxes[row] for row in rows], reduction, reductions)
         return windows
 
     def _cut(
-        self, windows: Sequence[tuple[Pixels, Floats, Sequence[int]]], reduction: int, reductions: Collection[int]
+        self,
+        windows: Sequence[Pixels],
+        matrices: Iterable[Floats],
+        boxes: Sequence[Sequence[int]],
+        reduction: int,
+        reductions: Collection[int],
     ) -> None:
         """Cut neighbours from one box around them all.
 
         Args:
-            windows: For each where it goes, uint8 `[C, size_px, size_px]` and all 0, its matrix as in `_Warps`, and its
-                box: first column and row, and those after the last.
+            windows: Where each goes, uint8 `[C, size_px, size_px]` and all 0.
+            matrices: Of each, as in `_Warps`.
+            boxes: Of each the first column and row, and those after the last.
             reduction: Of all of them.
             reductions: As for `_box`.
         """
-        lefts, tops, rights, bottoms = zip(*(box for _, _, box in windows), strict=True)
+        lefts, tops, rights, bottoms = zip(*boxes, strict=True)
         west, north = min(lefts), min(tops)
         whole = self._box((west, north, max(rights) - west, max(bottoms) - north, reduction), reductions)
         shape, flags = (self.size_px, self.size_px), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         buffer = np.empty((*shape, GROUP), np.uint8)
         spare = [np.empty(shape, np.uint8)] * (-self.cache.n_channels % GROUP)
+        boxes = [(left - west, top - north, right - west, bottom - north) for left, top, right, bottom in boxes]
         with _ONE_CUTS:
             for number, group in enumerate(whole):
                 if group is None:
                     continue
-                first = GROUP * number
-                for window, matrix, (left, top, right, bottom) in windows:
-                    source = group[top - north : bottom - north, left - west : right - west]
-                    colour = _only_colour(source)
-                    own = window[first : first + GROUP]
+                own = slice(GROUP * number, GROUP * (number + 1))
+                colours, flat = group.view(np.uint32)[..., 0], group.reshape(len(group), -1)
+                for window, matrix, box in zip(windows, matrices, boxes, strict=True):
+                    colour = _only_colour(colours, flat, *box)
+                    if colour == 0:
+                        continue
+                    planes = [*window[own]]
+                    left, top, right, bottom = box
                     if colour is None:
+                        source = group[top:bottom, left:right]
                         cv2.warpAffine(source, matrix, shape, buffer, flags, cv2.BORDER_REPLICATE)
-                        cv2.split(buffer, [*own] if len(own) == GROUP else [*own, *spare])
-                    elif colour.any():
-                        own[:] = colour[: len(own), None, None]
+                        cv2.split(buffer, planes if len(planes) == GROUP else planes + spare)
+                    else:
+                        for plane, value in zip(planes, group[top, left], strict=False):
+                            plane[:] = value
 
     def window(self, place: Place) -> Pixels:
         """One window, without wider ones, as a picture: uint8 `[size_px, size_px, C]`."""

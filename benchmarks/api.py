@@ -4,7 +4,8 @@
 
 Starts `geobacter serve` on the installation in `--data` and asks it from this process over loopback, with 64
 connections and places drawn anew for every request, so that no answer can be remembered. The limit is the bare forward
-pass: the champion on windows in memory, in the same batches by as many threads. Client and server share the processors.
+pass: the champion on windows of such places in memory, by the network as it is registered, with all of torch's threads
+in the best of batches, and by the service's own passes, by as many threads. Client and server share the processors.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ TOKEN = "a-token-for-the-benchmark"
 PORT = 8699
 ADDRESS = f"http://127.0.0.1:{PORT}"
 CONNECTIONS = 64
+N_BARE = 2048
+PLAIN_SIZES = (32, 64, 128, 256)
 
 
 @dataclass
@@ -99,38 +103,83 @@ def resident_mb(pid: int) -> float:
     return float("nan")
 
 
-def bare_rate(data: Path, seconds: float = 4.0) -> float:
-    """Windows a second of the champion on windows in memory, by a thread a processor."""
-    import torch
+class Bare:
+    """The champion on windows in memory, of places as clients ask for: the limit, measured again before each load."""
 
-    from geobacter_core.encoder.device import single_threads
-    from geobacter_core.encoder.registry import Registry
-    from geobacter_core.files import n_processors
-    from geobacter_core.settings import Settings
+    def __init__(self, data: Path, region: dict[str, Any]) -> None:
+        """Load the champion of an installation, and cut windows of a region."""
+        import torch
 
-    registry = Registry(Settings.from_environment({**os.environ, "GEOBACTER_DATA": str(data)}))
-    encoder = registry.load(registry.champion())
-    shape = (2048, encoder.version.spec.n_planes, encoder.version.size_px, encoder.version.size_px)
-    batches = torch.randint(0, 255, shape, dtype=torch.uint8).split(encoder.batch_size)
-    rates = []
-    with single_threads(n_processors()) as pool:
+        from geobacter_core.embeddings.places import Places, find_ground, style_of
+        from geobacter_core.encoder.exported import load_graph, network_of
+        from geobacter_core.encoder.registry import Registry
+        from geobacter_core.settings import Settings
+
+        settings = Settings.from_environment({**os.environ, "GEOBACTER_DATA": str(data)})
+        registry = Registry(settings)
+        self._encoder = registry.load(registry.champion())
+        version = self._encoder.version
+        self._network = network_of(load_graph(f"models:/{version.name}"), version).eval()
+        places = Places(self._encoder, [find_ground(settings, region["name"], style_of(version))])
+        asked = places_in(region["bounds"], N_BARE)(np.random.default_rng(0))["places"]
+        lon, lat = (np.array([place[name] for place in asked]) for name in ("lon", "lat"))
+        is_inside = places.is_inside(lon, lat)
+        self._windows = torch.from_numpy(places.windows(lon[is_inside], lat[is_inside]))
+        self._windows[:, :: version.n_channels, 0, 0] ^= 1  # so that no image is of one colour, which is looked at once
+        self.passes = self.network = float("nan")
+
+    def measure(self, seconds: float = 8.0) -> None:
+        """Windows a second, in turns: by the service's passes, a thread a processor, and by the registered network."""
+        rates: dict[str, list[float]] = {"passes": [], "network": []}
         ends = time.perf_counter() + seconds
         while time.perf_counter() < ends:
-            begun = time.perf_counter()
-            list(pool.map(encoder.encode, batches))
-            rates.append(shape[0] / (time.perf_counter() - begun))
-    return statistics.median(rates)
+            rates["passes"].append(len(self._windows) / _seconds(self._by_passes))
+            took_s = min(_seconds(partial(self._by_network, size)) for size in PLAIN_SIZES)
+            rates["network"].append(len(self._windows) / took_s)
+        self.passes, self.network = (statistics.median(rates[kind]) for kind in ("passes", "network"))
+
+    def _by_passes(self) -> None:
+        from geobacter_core.encoder.device import single_threads
+        from geobacter_core.files import n_processors
+
+        with single_threads(n_processors()) as pool:
+            list(pool.map(self._encoder.encode, self._windows.split(self._encoder.batch_size)))
+
+    def _by_network(self, size: int) -> None:
+        import torch
+
+        from geobacter_core.encoder.device import best_device
+        from geobacter_core.encoder.network import embed
+
+        device = best_device()
+        with torch.inference_mode():
+            for batch in self._windows.split(size):
+                embed(self._network, batch.to(device), device).cpu()
+
+    def told(self, rate: float) -> str:
+        """A rate, and its ratios to both."""
+        return (
+            f"{rate:,.0f} windows/s, {rate / self.network:.2f} of the registered network's ({self.network:,.0f}), "
+            f"{rate / self.passes:.2f} of our own passes' ({self.passes:,.0f})"
+        )
 
 
-async def of_load(bounds: list[float], pid: int, bare: float, n_requests: int) -> None:
+def _seconds(function: Callable[[], None]) -> float:
+    begun = time.perf_counter()
+    function()
+    return time.perf_counter() - begun
+
+
+async def of_load(bounds: list[float], pid: int, bare: Bare, n_requests: int) -> None:
     """Load with small and large requests, too much of it, and its effect on memory."""
     await load(places_in(bounds, 16), 8, 100)  # warm: chunks are decoded
     for n, requests in ((1, 3000), (16, 1500), (256, 150)):
+        bare.measure()
         seen = await load(places_in(bounds, n), CONNECTIONS, requests)
         rate = seen.n_places / seen.took_s
         print(
-            f"{CONNECTIONS} connections, {n} places a request: {rate:,.0f} windows/s, {rate / bare:.2f} of the bare "
-            f"forward pass ({bare:,.0f}); {len(seen.seconds.get(200, [])) / seen.took_s:,.0f} requests/s; p50 "
+            f"{CONNECTIONS} connections, {n} places a request: {bare.told(rate)}; "
+            f"{len(seen.seconds.get(200, [])) / seen.took_s:,.0f} requests/s; p50 "
             f"{seen.quantile(0.5):.0f} ms, p99 {seen.quantile(0.99):.0f} ms "
             f"({seen.quantile(0.99) / seen.quantile(0.5):.1f} × p50); statuses {statuses(seen)}",
             flush=True,
@@ -304,7 +353,6 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=0, help="for the memory's course; 0 leaves it out")
     arguments = parser.parse_args()
     of_search()
-    bare = bare_rate(arguments.data)
     environment = {**os.environ, "GEOBACTER_DATA": str(arguments.data), "GEOBACTER_TOKEN": TOKEN}
     command = [str(Path(sys.executable).with_name("geobacter")), "serve", "--port", str(PORT)]
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as server:
@@ -313,7 +361,7 @@ def main() -> None:
             region = max(asyncio.run(_regions()), key=lambda each: int(each["n_cells"]))
             steps: list[Awaitable[None]] = [
                 of_tokens(),
-                of_load(region["bounds"], server.pid, bare, arguments.requests),
+                of_load(region["bounds"], server.pid, Bare(arguments.data, region), arguments.requests),
                 of_swap(arguments.data, region["bounds"]),
             ]
             for step in steps:

@@ -136,7 +136,7 @@ def _encoding(folder: Path, ground: "shapely.Geometry", name: str, repeats: int,
     some = np.random.default_rng(0).permutation(len(cells))[:N_BARE]
     reader = WindowReader(cache, version.size_m, version.size_px, version.scales.wider_m)
     held = torch.from_numpy(reader.windows(cells.lon[some], cells.lat[some]))
-    held[:, :, 0, 0] ^= 1  # so that none is of one colour, which an encoder would look at once
+    held[:, :: version.n_channels, 0, 0] ^= 1  # so that no image is of one colour, which an encoder would look at once
     n_cells = H3Grid(ground, resolution).count()
 
     def plain(size: int) -> None:

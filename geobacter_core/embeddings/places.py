@@ -143,7 +143,14 @@ class Places:
                     "Materialise tile_cache in that style."
                 )
         self._readers = [
-            WindowReader(ground.chunks, version.size_m, version.size_px, version.scales.wider_m, self.memory)
+            WindowReader(
+                ground.chunks,
+                version.size_m,
+                version.size_px,
+                version.scales.wider_m,
+                self.memory,
+                by_strips=isinstance(ground.chunks, TileCache),  # to draw a strip costs more than its share of a chunk
+            )
             for ground in self.grounds
         ]
 

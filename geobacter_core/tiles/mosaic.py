@@ -2,7 +2,8 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -159,37 +160,41 @@ def _reduced_tile(tile: Pixels, side: int) -> Pixels:
 
 
 class _Entry:
-    """What is known of a chunk or of a strip of it, and the lock of who finds out more.
+    """What is known of a chunk or of a tile.
 
     Attributes:
+        lock: Of who finds out more of a chunk.
         mosaics: The chunk, by reduction.
-        strip: The strip, uint8 `[16, 256, 256, C]`.
-        groups: The channels in fours of those of its tiles that were asked for, by column.
-        tiles: These tiles, by column and reduction.
+        blocks: The tile, by reduction.
         n_bytes: What all of it takes up.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.mosaics: dict[int, Mosaic] = {}
-        self.strip: Pixels | None = None
-        self.groups: dict[int, Sequence[Pixels]] = {}
-        self.tiles: dict[tuple[int, int], Block] = {}
+        self.blocks: dict[int, Block] = {}
         self.n_bytes = 0
 
 
-_Key = tuple[Hashable, Tile, int | None]
-"""Of an entry: what has the chunk, which chunk, and which strip of it, if not all."""
+_Key = tuple[Hashable, ...]
+"""Of an entry: what has the chunk, and which chunk, or column and row of the tile."""
+_Strip = tuple[int, int]
+"""Row of the strip's tiles, and column of its chunk."""
+_SHARE_AHEAD = 4
+"""So small a part of a memory is filled ahead, lest tiles push each other out before they are used."""
+_ENTRY_BYTES = 1024
+"""Of a tile that shows nothing, about."""
 
 
 class ChunkMemory:
-    """The chunks and strips that were used last, decoded, of any number of caches, up to so many bytes; thread-safe."""
+    """The chunks and tiles that were used last, decoded, of any number of caches, up to so many bytes; thread-safe."""
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
         self.used_bytes = 0
         self._lock = threading.Lock()
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
+        self._reading: dict[_Key, threading.Lock] = {}
 
     def mosaic(self, cache: Chunks, chunk: Tile, reduction: int, wanted: Collection[int] = ()) -> Mosaic:
         """A chunk, from memory or else from its file; one at least is always kept.
@@ -203,7 +208,7 @@ class ChunkMemory:
         Raises:
             GeobacterError: The chunk cannot be had.
         """
-        key = cache.key, chunk, None
+        key = cache.key, chunk
         entry = self._entry(key)
         with entry.lock:
             if reduction not in entry.mosaics:
@@ -213,58 +218,105 @@ class ChunkMemory:
                 self._account(key, entry, sum(mosaic.n_bytes for mosaic in made.values()))
             return entry.mosaics[reduction]
 
-    def tile(self, cache: Chunks, number: Tile, reduction: int) -> Block:
-        """A tile, of whose chunk no more is read than the strip that has it.
+    def tile(self, cache: Chunks, column: int, row: int, reduction: int) -> Block:
+        """A tile by its column and row of the map, of whose chunk no more is read than the strip that has it.
 
         Raises:
             GeobacterError: The chunk cannot be had.
         """
-        chunk = Tile(CHUNK_ZOOM, number.x // CHUNK_TILES, number.y // CHUNK_TILES)
-        row, column = number.y % CHUNK_TILES, number.x % CHUNK_TILES
-        key = cache.key, chunk, row
-        entry = self._entry(key)
-        with entry.lock:
-            strip = self._strip(cache, chunk, row, entry)
-            if column not in entry.groups:
-                entry.groups[column] = _grouped(strip[column])
-                self._account(key, entry, _n_bytes(entry.groups[column]))
-            if (column, reduction) not in entry.tiles:
-                tile = [_joined([_reduced_group(group, [reduction])[reduction]]) for group in entry.groups[column]]
-                entry.tiles[column, reduction] = tile
-                self._account(key, entry, _n_bytes(tile) if reduction > 1 else 0)
-            return entry.tiles[column, reduction]
+        block = self._entry((cache.key, column, row)).blocks.get(reduction)
+        if block is not None:
+            return block
+        with self._only_reader(cache, _strip_of(column, row)):
+            block = self._entry((cache.key, column, row)).blocks.get(reduction)  # another thread may have read it
+            return block or self._read(cache, _strip_of(column, row), {column: {reduction}})[column][reduction]
 
-    def read_ahead(self, cache: Chunks, strips: Iterable[tuple[Tile, int]]) -> None:
-        """Read strips, chunk and row of each, that no other thread is reading; for these, `tile` waits.
+    def read_ahead(self, cache: Chunks, tiles: Iterable[tuple[int, int, int]]) -> None:
+        """Read tiles, by column, row and reduction, that are not known yet, strip by strip.
 
-        So threads that want the same strips share the reading, where they would wait for each other at every one. No
-        more are read than fill a fourth of the memory, lest they push each other out before they are used.
+        Strips that no other thread is reading come first. So threads that want the same share the work, where they
+        would wait for each other at every one.
 
         Raises:
             GeobacterError: A chunk cannot be had.
         """
-        room = self.budget_bytes // 4
-        for chunk, row in strips:
-            if room <= 0:
-                return
-            entry = self._entry((cache.key, chunk, row))
-            if entry.lock.acquire(blocking=False):
-                try:
-                    room -= self._strip(cache, chunk, row, entry).nbytes
-                finally:
-                    entry.lock.release()
+        missing: dict[_Strip, dict[int, set[int]]] = {}
+        for column, row, reduction in tiles:
+            if reduction not in self._entry((cache.key, column, row)).blocks:
+                missing.setdefault(_strip_of(column, row), {}).setdefault(column, set()).add(reduction)
+        if not missing:
+            return
+        room = self.budget_bytes // _SHARE_AHEAD
+        for waits in (False, True):
+            for strip in sorted(missing):
+                if room <= 0:
+                    return
+                with self._only_reader(cache, strip, waits) as is_only:
+                    if not is_only:
+                        continue
+                    wanted = {
+                        column: new
+                        for column, each in missing.pop(strip).items()
+                        if (new := each - self._entry((cache.key, column, strip[0])).blocks.keys())
+                    }
+                    if wanted:
+                        made = self._read(cache, strip, wanted)
+                        room -= sum(_n_bytes(block) for tile in made.values() for block in tile.values())
 
-    def _strip(self, cache: Chunks, chunk: Tile, row: int, entry: _Entry) -> Pixels:
-        """A strip, whose entry's lock the caller has."""
-        if entry.strip is None:
-            (entry.strip,) = cache.map_strips(chunk, lambda strip: strip, range(row, row + 1))
-            self._account((cache.key, chunk, row), entry, entry.strip.nbytes)
-        return entry.strip
+    def _read(
+        self, cache: Chunks, strip: _Strip, wanted: Mapping[int, Collection[int]]
+    ) -> Mapping[int, Mapping[int, Block]]:
+        """Some tiles of a strip, by column and reduction, for its only reader; while there is room, all its tiles.
+
+        To read a strip takes longer than to take tiles from it, and much more room than they do.
+        """
+        row, chunk_column = strip
+        first = chunk_column * CHUNK_TILES
+        own = row % CHUNK_TILES
+
+        def blocks(pixels: Pixels) -> Mapping[int, Mapping[int, Block]]:
+            if self.used_bytes + pixels.nbytes <= self.budget_bytes:
+                every = {reduction for each in wanted.values() for reduction in each}
+                asked: Mapping[int, Collection[int]] = {first + number: every for number in range(CHUNK_TILES)}
+            else:
+                asked = wanted
+            found: dict[int, Mapping[int, Block]] = {}
+            for column, reductions in asked.items():
+                groups = in_groups(pixels[column - first][None], reductions)
+                found[column] = {each: [_joined([group]) for group in groups[each][0]] for each in reductions}
+            return found
+
+        (made,) = cache.map_strips(Tile(CHUNK_ZOOM, chunk_column, row // CHUNK_TILES), blocks, range(own, own + 1))
+        for column, by_reduction in made.items():
+            key = cache.key, column, row
+            entry = self._entry(key)
+            new = {each: block for each, block in by_reduction.items() if each not in entry.blocks}
+            entry.blocks.update(new)
+            self._account(key, entry, _ENTRY_BYTES + sum(map(_n_bytes, new.values())))
+        return made
+
+    @contextmanager
+    def _only_reader(self, cache: Chunks, strip: _Strip, waits: bool = True) -> Iterator[bool]:
+        """Whether this thread is the one that reads a strip; it waits until it is, or does not."""
+        key = cache.key, *strip
+        with self._lock:
+            lock = self._reading.setdefault(key, threading.Lock())
+        is_only = lock.acquire(blocking=waits)
+        try:
+            yield is_only
+        finally:
+            if is_only:
+                with self._lock:
+                    self._reading.pop(key, None)
+                lock.release()
 
     def _entry(self, key: _Key) -> _Entry:
         with self._lock:
-            entry = self._entries.setdefault(key, _Entry())
-            self._entries.move_to_end(key)
+            entry = self._entries.get(key)
+            if entry is None:
+                entry = self._entries[key] = _Entry()
+            else:
+                self._entries.move_to_end(key)
             return entry
 
     def _account(self, key: _Key, entry: _Entry, n_bytes: int) -> None:
@@ -274,3 +326,8 @@ class ChunkMemory:
                 self.used_bytes += n_bytes
             while self.used_bytes > self.budget_bytes and len(self._entries) > 1:
                 self.used_bytes -= self._entries.popitem(last=False)[1].n_bytes
+
+
+def _strip_of(column: int, row: int) -> _Strip:
+    """The strip that has a tile."""
+    return row, column // CHUNK_TILES

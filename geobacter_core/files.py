@@ -23,6 +23,8 @@ from geobacter_core.errors import GeobacterError
 TEMPORARY_PREFIX = ".tmp-"
 _ABANDONED_S = 86400.0
 _PIECE_BYTES = 1 << 20
+_MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Of a container, by Linux's control groups, version 2 and 1."""
 _log = logging.getLogger(__name__)
 
 Manifest = TypeVar("Manifest", bound=BaseModel)
@@ -119,6 +121,15 @@ def _is_alive(pid: int) -> bool:
 def n_processors() -> int:
     """The processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine_memory_bytes() -> int:
+    """The memory that this process may fill: the machine's, or what its container is allowed of it."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for limit in _MEMORY_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # not on Linux; "max"
+            found.append(int(limit.read_text()))
+    return min(found)
 
 
 def sha256_of_file(path: Path) -> str:

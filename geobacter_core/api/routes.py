@@ -52,7 +52,6 @@ from geobacter_core.encoder.evaluate import Embeddings
 from geobacter_core.geo import Floats, Place, Tile
 from geobacter_core.plots.colours import to_rgb
 from geobacter_core.plots.page import png_bytes
-from geobacter_core.tiles.window import WindowReader
 
 EXPLORER = Path(__file__).parent / "explorer"
 PNG = "image/png"
@@ -337,7 +336,7 @@ class Routes:
         extent_m = side_m or version.context_m or version.size_m
 
         def draw() -> bytes:
-            reader = WindowReader(places.grounds[number].chunks, extent_m, size_px, memory=places.memory)
+            reader = places.grounds[number].reader(extent_m, size_px, memory=places.memory)
             window = np.moveaxis(reader.windows(lon_, lat_)[0], 0, -1)
             return png_bytes(Image.fromarray(to_rgb(window, snapshot.channels)))
 

@@ -21,7 +21,7 @@ from geobacter_core.api.maps import BaseMap, CellMap, base_map_style
 from geobacter_core.api.problems import ApiError
 from geobacter_core.embeddings.index import Index, index_of, is_wanted
 from geobacter_core.embeddings.mapped import MappedTable, map_table
-from geobacter_core.embeddings.places import MEMORY_BYTES, Ground, Places, find_ground, style_of
+from geobacter_core.embeddings.places import Ground, Places, find_ground, memory_for_tiles, style_of
 from geobacter_core.embeddings.search import nearest_cell
 from geobacter_core.encoder.registry import Registry
 from geobacter_core.encoder.version import Encoder, EncoderVersion
@@ -187,7 +187,7 @@ class Service:
         self.n_swaps = 0
         self._look_every_s = look_every_s
         self._registry: Registry | None = None
-        self._memory = ChunkMemory(MEMORY_BYTES)
+        self._memory = ChunkMemory(memory_for_tiles())
         self._loaded: dict[str, Encoder] = {}
         self._considered: set[str] = set()
         self._ended = threading.Event()

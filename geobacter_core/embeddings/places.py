@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from geobacter_core.encoder.network import Embeddings
 from geobacter_core.encoder.version import Encoder, EncoderVersion
 from geobacter_core.errors import OutsideError, PlaceError, TileCacheError
+from geobacter_core.files import machine_memory_bytes
 from geobacter_core.geo import MERCATOR_MAX_LAT, Floats, chunk_numbers, mercator_to_lonlat
 from geobacter_core.osm.extract import load_ground
 from geobacter_core.osm.features import load_features
@@ -29,8 +30,8 @@ from geobacter_core.tiles.source import Chunks, DrawnChunks, Pixels
 from geobacter_core.tiles.style import Style, load_style
 from geobacter_core.tiles.window import WindowReader
 
-MEMORY_BYTES = 512 << 20
-"""Of decoded chunks, of all regions together."""
+_LEAST_MEMORY, _MOST_MEMORY = 512 << 20, 4 << 30
+_SHARE_OF_MEMORY = 8
 _BATCHES_AT_ONCE = 8
 _SERVED_WORLD = (-180.0, -85.0, 180.0, 85.0)
 
@@ -86,6 +87,13 @@ class Ground:
         source = source_of(region, style, settings)
         return cls(region.name, shapely.box(*_SERVED_WORLD), DrawnChunks(source, source.name))
 
+    def reader(
+        self, size_m: float, size_px: int, wider_m: Sequence[float] = (), memory: ChunkMemory | None = None
+    ) -> WindowReader:
+        """Reads windows of places anywhere on it, in no order."""
+        by_strips = isinstance(self.chunks, TileCache)  # to draw a strip takes longer than its share of a chunk
+        return WindowReader(self.chunks, size_m, size_px, wider_m, memory, by_strips)
+
 
 def find_ground(settings: Settings, region: str, style: Style) -> Ground:
     """The tiles of a region of the installation: its cache, or else what its map features are drawn as.
@@ -98,6 +106,11 @@ def find_ground(settings: Settings, region: str, style: Style) -> Ground:
     if (cache / MANIFEST).exists() or style.is_served:
         return Ground.of_cache(cache, style, geometry)
     return Ground.of_features(settings.features_folder(region), style, geometry)
+
+
+def memory_for_tiles() -> int:
+    """Bytes of decoded tiles, of all regions together, that places anywhere are worth: an eighth of the machine's."""
+    return min(max(machine_memory_bytes() // _SHARE_OF_MEMORY, _LEAST_MEMORY), _MOST_MEMORY)
 
 
 def style_of(version: EncoderVersion) -> Style:
@@ -132,7 +145,7 @@ class Places:
         """
         self.encoder = encoder
         self.grounds = tuple(grounds)
-        self.memory = memory or ChunkMemory(MEMORY_BYTES)
+        self.memory = memory or ChunkMemory(memory_for_tiles())
         version = encoder.version
         for ground in self.grounds:
             shapely.prepare(ground.geometry)
@@ -143,14 +156,7 @@ class Places:
                     "Materialise tile_cache in that style."
                 )
         self._readers = [
-            WindowReader(
-                ground.chunks,
-                version.size_m,
-                version.size_px,
-                version.scales.wider_m,
-                self.memory,
-                by_strips=isinstance(ground.chunks, TileCache),  # to draw a strip costs more than its share of a chunk
-            )
+            ground.reader(version.size_m, version.size_px, version.scales.wider_m, self.memory)
             for ground in self.grounds
         ]
 

@@ -209,8 +209,11 @@ class Places:
     def _windows(self, lon: Floats, lat: Floats, regions: NDArray[np.int64]) -> Pixels:
         version = self.encoder.version
         side = version.size_px
+        numbers: list[int] = np.unique(regions).tolist()
+        if len(numbers) == 1:
+            return self._readers[numbers[0]].windows(lon, lat)
         windows = np.empty((len(lon), version.spec.n_planes, side, side), np.uint8)
-        for number in np.unique(regions):
+        for number in numbers:
             rows = np.flatnonzero(regions == number)
             windows[rows] = self._readers[number].windows(lon[rows], lat[rows])
         return windows

@@ -45,10 +45,11 @@ if TYPE_CHECKING:
     from geobacter_core.encoder.settings import TrainSettings
 
 STYLES = ("carto", "thematic", "detailed")
-PARTS = ("rendering", "encoding", "training")
+PARTS = ("rendering", "encoding", "places", "training")
 HELD_WARM_UP = 4
 CUT_WARM_UP = 16
 """Steps before the time is taken: batches come in groups, cut at the group's beginning; so it begins in their midst."""
+N_PLACES = 512
 N_BARE = 2048
 """Windows that the bare network encodes in a turn."""
 PLAIN_SIZES = (32, 64, 128, 256)
@@ -171,6 +172,52 @@ def _encoding(folder: Path, ground: "shapely.Geometry", name: str, repeats: int,
     )
 
 
+def places(folder: Path, extract_folder: Path, styles: Sequence[str]) -> None:
+    """Print how long windows of places anywhere take to cut, by style: the first time, and from a memory that has all.
+
+    In batches as the API's, by its memory; the limit is what they take one after the other along the ground.
+    """
+    import numpy as np
+
+    from geobacter_core.embeddings.places import Ground, memory_for_tiles
+    from geobacter_core.encoder.device import keep_freed_memory
+    from geobacter_core.geo import cells_within
+    from geobacter_core.tiles.mosaic import ChunkMemory
+    from geobacter_core.tiles.window import WindowReader
+
+    keep_freed_memory()
+    ground = load_extract(extract_folder)[0].ground
+    batches = list(cells_within(ground, 10))
+    lon, lat = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("lon", "lat"))
+    anywhere = np.random.default_rng(0).permutation(len(lon))[:N_PLACES]
+    along_ground = np.arange(N_PLACES) + len(lon) // 2
+    for name in styles:
+        version, _ = network_for(name)
+        cache, memory = TileCache(folder / name), ChunkMemory(memory_for_tiles())
+        window = version.size_m, version.size_px, version.scales.wider_m
+        by_strips = Ground("bench", ground, cache).reader(*window, memory=memory)
+        by_chunks = WindowReader(cache, *window, memory=ChunkMemory(8 << 30))
+        ways = {
+            "the first time": (by_strips, anywhere),
+            "again": (by_strips, anywhere),
+            "": (by_chunks, along_ground),
+            "along the ground": (by_chunks, along_ground),
+        }
+        took = {}
+        for way, (reader, rows) in ways.items():
+            begun = time.perf_counter()
+            for some in np.array_split(rows, len(rows) // 32):
+                reader.windows(lon[some], lat[some])
+            took[way] = (time.perf_counter() - begun) / len(rows) * 1000
+        took.pop("")  # until the chunks were decoded
+        print(
+            f"places: {name}, {N_PLACES} windows of 3 scales, {len(cache.manifest.chunks)} chunks: "
+            + ", ".join(f"{way} {each:.2f} ms" for way, each in took.items())
+            + f"; {memory.used_bytes >> 20:,} of {memory.budget_bytes >> 20:,} MB in use",
+            flush=True,
+        )
+
+
 def _seconds(function: Callable[[], None]) -> float:
     begun = time.perf_counter()
     function()
@@ -262,6 +309,8 @@ def main() -> None:
                 _rendering(folder, style, files, chunks_of(load_extract(extract)[0].ground), options.repeats)
         if "encoding" in options.only:
             encoding(folder, extract, options.styles, options.repeats, options.resolution)
+        if "places" in options.only:
+            places(folder, extract, options.styles)
         if "training" in options.only:
             training(folder, extract, options.styles, options.networks, options.repeats, options.steps)
 

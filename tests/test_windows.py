@@ -444,17 +444,19 @@ def test_boxes_are_the_windows_ground_as_it_lies_in_the_cache(helsinki):
         assert box.shape == (pytest.approx(south - north, abs=1), pytest.approx(east - west, abs=1), 3)
 
 
-def test_a_missing_or_damaged_chunk_is_named(own_helsinki):
+@pytest.mark.parametrize("by_strips", [False, True])
+def test_a_missing_or_damaged_chunk_is_named(own_helsinki, by_strips):
     path = chunk_file(own_helsinki.tiles_folder, Tile(12, 2331, 1185))
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(TileCacheError, match=f"Chunk {re.escape(str(path))} is damaged"):
-        WindowReader(own_helsinki.cache, SIZE_M, 64).window(Place(24.944, 60.17))
+        WindowReader(own_helsinki.cache, SIZE_M, 64, by_strips=by_strips).window(Place(24.944, 60.17))
     path.unlink()
     with pytest.raises(TileCacheError, match=f"Chunk {re.escape(str(path))} is missing"):
-        WindowReader(own_helsinki.cache, SIZE_M, 64).window(Place(24.944, 60.17))
+        WindowReader(own_helsinki.cache, SIZE_M, 64, by_strips=by_strips).window(Place(24.944, 60.17))
 
 
+@pytest.mark.parametrize("by_strips", [False, True])
 @pytest.mark.parametrize(
     ("place", "says"),
     [
@@ -463,7 +465,7 @@ def test_a_missing_or_damaged_chunk_is_named(own_helsinki):
         (Place(10.0, 85.0511), "over the map's edge"),
     ],
 )
-def test_a_place_outside_the_cache_is_refused(helsinki, place, says):
+def test_a_place_outside_the_cache_is_refused(helsinki, place, says, by_strips):
     with pytest.raises(TileCacheError) as caught:
-        WindowReader(helsinki.cache, SIZE_M, 64).window(place)
+        WindowReader(helsinki.cache, SIZE_M, 64, by_strips=by_strips).window(place)
     assert says in str(caught.value)

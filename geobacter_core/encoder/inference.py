@@ -48,9 +48,6 @@ class Inference:
         self._size = images_a_pass(device)
         spec = network.spec
         self._width = -(-max(spec.part_dims) // _ALIGNED) * _ALIGNED
-        own = for_inference(network).to(device)
-        if device.type == "cpu":
-            _pool_faster(own.backbone)
         self._n_added = self._width + (4 * spec.n_channels if spec.shares else 0)
         own = for_inference(network).to(device)
         if device.type == "cpu":
@@ -116,7 +113,7 @@ class Inference:
     def _by_pixels(self, planes: torch.Tensor) -> torch.Tensor:
         """Images by channels, uint8 `[C, M, H, W]`, as `[M, H, W, C]` on the device."""
         if self._device.type != "cpu":
-            return planes.to(self._device).permute(1, 2, 3, 0)
+            return planes.to(self._device).permute(1, 2, 3, 0).contiguous()
         n_channels, n, height, width = planes.shape
         pixels = np.empty((n * height, width, n_channels), np.uint8)
         # In a fourth of the time that torch takes; all images at once, as each call waits for Python's lock.

@@ -275,13 +275,15 @@ class ChunkMemory:
         own = row % CHUNK_TILES
 
         def blocks(pixels: Pixels) -> Mapping[int, Mapping[int, Block]]:
+            asked = {column: set(reductions) for column, reductions in wanted.items()}
             if self.used_bytes + pixels.nbytes <= self.budget_bytes:
-                every = {reduction for each in wanted.values() for reduction in each}
-                asked: Mapping[int, Collection[int]] = {first + number: every for number in range(CHUNK_TILES)}
-            else:
-                asked = wanted
+                every = set().union(*asked.values())
+                for column in range(first, first + CHUNK_TILES):
+                    asked[column] = every - self._entry((cache.key, column, row)).blocks.keys()
             found: dict[int, Mapping[int, Block]] = {}
             for column, reductions in asked.items():
+                if not reductions:
+                    continue
                 groups = in_groups(pixels[column - first][None], reductions)
                 found[column] = {each: [_joined([group]) for group in groups[each][0]] for each in reductions}
             return found
@@ -290,9 +292,9 @@ class ChunkMemory:
         for column, by_reduction in made.items():
             key = cache.key, column, row
             entry = self._entry(key)
-            new = {each: block for each, block in by_reduction.items() if each not in entry.blocks}
-            entry.blocks.update(new)
-            self._account(key, entry, _ENTRY_BYTES + sum(map(_n_bytes, new.values())))
+            is_new = not entry.blocks
+            entry.blocks.update(by_reduction)
+            self._account(key, entry, is_new * _ENTRY_BYTES + sum(map(_n_bytes, by_reduction.values())))
         return made
 
     @contextmanager

@@ -147,13 +147,15 @@ def _neighbours(warps: _Warps, order: NDArray[np.int64]) -> Iterable[list[int]]:
 
 
 def _tiles_under(warps: Iterable[_Warps]) -> set[tuple[int, int, int]]:
-    """Columns and rows of the tiles that windows lie over, and the reductions by which they are wanted."""
+    """Columns and rows of the map's tiles that windows lie over, and the reductions by which they are wanted."""
     found = set()
+    last = (CHUNK_TILES << CHUNK_ZOOM) - 1
     for scale in warps:
         side = (TILE_PX // scale.reduction)[:, None]
         ends = np.column_stack([scale.reduction, scale.low // side, (scale.low + scale.size - 1) // side])
         for reduction, west, north, east, south in np.unique(ends, axis=0).tolist():
-            found |= {(x, y, reduction) for x in range(west, east + 1) for y in range(north, south + 1)}
+            columns, rows = range(max(west, 0), min(east, last) + 1), range(max(north, 0), min(south, last) + 1)
+            found |= {(x, y, reduction) for x in columns for y in rows}
     return found
 
 

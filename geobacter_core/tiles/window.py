@@ -36,6 +36,7 @@ from geobacter_core.tiles.source import Chunks, Pixels
 _CHUNKS_IN_MEMORY = 4
 """As many as a window can touch: at one's corner, places in a row would otherwise decode them over and over."""
 _SURROUNDINGS = 2
+_OVER_EDGE = "A window reaches over the map's edge (antimeridian or ±85°). Ask for places within."
 _ONE_CUTS = threading.Lock()
 """Threads that cut at once take Python's lock from each other at every step, and together get less done."""
 
@@ -147,15 +148,20 @@ def _neighbours(warps: _Warps, order: NDArray[np.int64]) -> Iterable[list[int]]:
 
 
 def _tiles_under(warps: Iterable[_Warps]) -> set[tuple[int, int, int]]:
-    """Columns and rows of the map's tiles that windows lie over, and the reductions by which they are wanted."""
+    """Columns and rows of the tiles that windows lie over, and the reductions by which they are wanted.
+
+    Raises:
+        TileCacheError: A window reaches over the map's edge.
+    """
     found = set()
-    last = (CHUNK_TILES << CHUNK_ZOOM) - 1
+    n_tiles = CHUNK_TILES << CHUNK_ZOOM
     for scale in warps:
         side = (TILE_PX // scale.reduction)[:, None]
         ends = np.column_stack([scale.reduction, scale.low // side, (scale.low + scale.size - 1) // side])
         for reduction, west, north, east, south in np.unique(ends, axis=0).tolist():
-            columns, rows = range(max(west, 0), min(east, last) + 1), range(max(north, 0), min(south, last) + 1)
-            found |= {(x, y, reduction) for x in columns for y in rows}
+            if min(west, north) < 0 or max(east, south) >= n_tiles:
+                raise TileCacheError(_OVER_EDGE)
+            found |= {(x, y, reduction) for x in range(west, east + 1) for y in range(north, south + 1)}
     return found
 
 
@@ -363,7 +369,7 @@ class WindowReader:
         """A block of the reduced map; of whoever reads strip by strip, a tile of it."""
         per_chunk = CHUNK_TILES if self._by_strips else blocks_per_side(reduction)
         if not (0 <= column < per_chunk << CHUNK_ZOOM and 0 <= row < per_chunk << CHUNK_ZOOM):
-            raise TileCacheError("A window reaches over the map's edge (antimeridian or ±85°). Ask for places within.")
+            raise TileCacheError(_OVER_EDGE)
         if self._by_strips:
             return self.memory.tile(self.cache, column, row, reduction)
         chunk = Tile(CHUNK_ZOOM, column // per_chunk, row // per_chunk)

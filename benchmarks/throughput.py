@@ -173,9 +173,10 @@ def _encoding(folder: Path, ground: "shapely.Geometry", name: str, repeats: int,
 
 
 def places(folder: Path, extract_folder: Path, styles: Sequence[str]) -> None:
-    """Print how long windows of places anywhere take to cut, by style: the first time, and from a memory that has all.
+    """Print how long windows of places anywhere take to cut, by style: the first time, and again.
 
-    In batches as the API's, by its memory; the limit is what they take one after the other along the ground.
+    In batches as the API's, by its memory, which then has all of them if the machine has enough; the limit is what
+    windows take one after the other along the ground.
     """
     import numpy as np
 

@@ -70,6 +70,22 @@ def test_a_window_has_the_same_bits_alone_and_in_any_company(prepared, device):
         np.testing.assert_array_equal(fresh(windows[index : index + 1])[0], together[index])
 
 
+def test_a_single_plane_that_varies_has_the_same_bits_in_any_company():
+    """Of a single sum of so many numbers, torch's threads each take a part."""
+    side, n_before = 192, torch.get_num_threads()
+    network = random_network(NetworkSpec("small", 3, 1, 33, shares=True), 3).eval()
+    windows = torch.zeros((12, 3, side, side), dtype=torch.uint8)
+    windows[:, 1] = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (12, side, side), dtype=np.uint8))
+    inference = Inference(network, side, CPU)
+    torch.set_num_threads(2)
+    try:
+        together = inference(windows)
+        for index in range(12):
+            np.testing.assert_array_equal(inference(windows[index : index + 1])[0], together[index])
+    finally:
+        torch.set_num_threads(n_before)
+
+
 def test_threads_at_once_get_what_one_gets(prepared, device):
     network, inference = prepared
     windows = windows_of(network.spec, 60, seed=4)

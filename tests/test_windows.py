@@ -2,6 +2,7 @@
 
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -338,6 +339,21 @@ def test_a_strip_that_another_thread_reads_comes_last_and_is_not_read_again(hels
         thread.join()
     memory.read_ahead(Slow(), tiles_of(chunk, [0, 1]))
     assert read == [0, 1]
+
+
+def test_threads_that_want_one_tile_reduced_in_many_ways_get_what_one_gets(helsinki):
+    """Each tile by itself, nothing read ahead, with room for whole strips, and all threads at the same strips."""
+    chunk = min(helsinki.cache.manifest.chunks, key=lambda chunk: chunk.n_blank).tile
+    asked = [(column, row, reduction) for column, row, _ in tiles_of(chunk, [3, 4]) for reduction in (1, 2, 4, 8)]
+    alone = ChunkMemory(1 << 30)
+    expected = [alone.tile(helsinki.cache, *tile) for tile in asked]
+    memory = ChunkMemory(1 << 30)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda tile: memory.tile(helsinki.cache, *tile), asked))
+    for tile, ours, theirs in zip(asked, found, expected, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=str(tile))
+    assert memory.used_bytes == alone.used_bytes
 
 
 def test_a_reader_and_its_context_share_a_memory(helsinki):

@@ -134,7 +134,7 @@ class Places:
     Attributes:
         encoder: The encoder.
         grounds: Where windows can be cut; a place in several is of the first.
-        memory: Of decoded chunks.
+        memory: Of decoded tiles and chunks.
     """
 
     def __init__(self, encoder: Encoder, grounds: Sequence[Ground], memory: ChunkMemory | None = None) -> None:

@@ -31,8 +31,10 @@ _Pass = Callable[..., torch.Tensor]
 _REMEMBERED = 10_000
 _ALIGNED = 4
 """Where a row does not begin at a multiple of 4 numbers, a GPU adds it up in another order, and rounds otherwise."""
-_PLANES_AT_ONCE = 128
-"""As floats they just fit a CPU's cache."""
+_PLANES_ON_CPU, _PLANES_ON_GPU = 128, 2048
+"""That coverage is told of at once: as floats they just fit a CPU's cache."""
+_LEAST_PLANES = 8
+"""Of one plane alone threads share the sum, and round otherwise than of several."""
 _WARM_UP = 3
 """Passes after which a traced graph is as fast as it gets."""
 
@@ -55,7 +57,8 @@ class Inference:
         pixels = torch.zeros((self._size, size_px, size_px, spec.n_channels), dtype=torch.uint8, device=device)
         scale = torch.zeros(self._size, dtype=torch.int64, device=device)
         self._look = self._traced(_Look(own, device, self._width), pixels, scale)
-        self._cover = self._traced(_Cover(), pixels.new_zeros((_PLANES_AT_ONCE, size_px, size_px)))
+        self._n_planes = _PLANES_ON_CPU if device.type == "cpu" else _PLANES_ON_GPU
+        self._cover = self._traced(_Cover(), pixels.new_zeros((self._n_planes, size_px, size_px)))
         self._of_one_colour: dict[bytes, NDArray[np.float32]] = {}
 
     def __call__(self, windows: Windows) -> Embeddings:
@@ -133,12 +136,12 @@ class Inference:
         varies = flat.amax(dim=2) != least
         moving = planes.numpy()[varies.numpy()]
         found = []
-        for begin in range(0, len(moving), _PLANES_AT_ONCE):
-            some = torch.from_numpy(moving[begin : begin + _PLANES_AT_ONCE])
+        for begin in range(0, len(moving), self._n_planes):
+            some = torch.from_numpy(moving[begin : begin + self._n_planes])
             n_some = len(some)
-            if self._device.type != "cpu":
-                some = functional.pad(some, (0, 0, 0, 0, 0, _PLANES_AT_ONCE - n_some)).to(self._device)
-            found.append(self._cover(some).cpu().numpy()[:, :n_some])
+            n_filled = max(n_some, _LEAST_PLANES) if self._device.type == "cpu" else self._n_planes
+            filled = functional.pad(some, (0, 0, 0, 0, 0, n_filled - n_some)).to(self._device)
+            found.append(self._cover(filled).cpu().numpy()[:, :n_some])
         if found:
             figures[:, varies.numpy()] = np.concatenate(found, axis=1)
         return figures.transpose(2, 0, 1).reshape(n, -1)

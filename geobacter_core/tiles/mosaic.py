@@ -218,18 +218,26 @@ class ChunkMemory:
                 self._account(key, entry, sum(mosaic.n_bytes for mosaic in made.values()))
             return entry.mosaics[reduction]
 
-    def tile(self, cache: Chunks, column: int, row: int, reduction: int) -> Block:
+    def tile(self, cache: Chunks, column: int, row: int, reduction: int, wanted: Collection[int] = ()) -> Block:
         """A tile by its column and row of the map, of whose chunk no more is read than the strip that has it.
+
+        It is made by other reductions that are wanted, too, but not as it is if that is not asked for: this takes up
+        nearly all of the room, and most tiles lie around a window, where they are wanted reduced.
 
         Raises:
             GeobacterError: The chunk cannot be had.
         """
-        block = self._entry((cache.key, column, row)).blocks.get(reduction)
+        key = cache.key, column, row
+        block = self._blocks(key).get(reduction)
         if block is not None:
             return block
-        with self._only_reader(cache, _strip_of(column, row)):
-            block = self._entry((cache.key, column, row)).blocks.get(reduction)  # another thread may have read it
-            return block or self._read(cache, _strip_of(column, row), {column: {reduction}})[column][reduction]
+        strip = _strip_of(column, row)
+        with self._only_reader(cache, strip):
+            known = self._blocks(key)  # another thread may have read it
+            if reduction in known:
+                return known[reduction]
+            asked = {reduction, *(other for other in wanted if other > 1)}
+            return self._read(cache, strip, {column: asked - known.keys()})[column][reduction]
 
     def read_ahead(self, cache: Chunks, tiles: Iterable[tuple[int, int, int]]) -> None:
         """Read tiles, by column, row and reduction, that are not known yet, strip by strip.
@@ -242,7 +250,7 @@ class ChunkMemory:
         """
         missing: dict[_Strip, dict[int, set[int]]] = {}
         for column, row, reduction in tiles:
-            if reduction not in self._entry((cache.key, column, row)).blocks:
+            if reduction not in self._blocks((cache.key, column, row)):
                 missing.setdefault(_strip_of(column, row), {}).setdefault(column, set()).add(reduction)
         if not missing:
             return
@@ -257,7 +265,7 @@ class ChunkMemory:
                     wanted = {
                         column: new
                         for column, each in missing.pop(strip).items()
-                        if (new := each - self._entry((cache.key, column, strip[0])).blocks.keys())
+                        if (new := each - self._blocks((cache.key, column, strip[0])).keys())
                     }
                     if wanted:
                         made = self._read(cache, strip, wanted)
@@ -279,7 +287,8 @@ class ChunkMemory:
             if self.used_bytes + pixels.nbytes <= self.budget_bytes:
                 every = set().union(*asked.values())
                 for column in range(first, first + CHUNK_TILES):
-                    asked[column] = every - self._entry((cache.key, column, row)).blocks.keys()
+                    known = self._blocks((cache.key, column, row)).keys()
+                    asked[column] = (every - known) | asked.get(column, set())
             found: dict[int, Mapping[int, Block]] = {}
             for column, reductions in asked.items():
                 if not reductions:
@@ -301,16 +310,30 @@ class ChunkMemory:
     def _only_reader(self, cache: Chunks, strip: _Strip, waits: bool = True) -> Iterator[bool]:
         """Whether this thread is the one that reads a strip; it waits until it is, or does not."""
         key = cache.key, *strip
-        with self._lock:
-            lock = self._reading.setdefault(key, threading.Lock())
-        is_only = lock.acquire(blocking=waits)
+        while True:
+            with self._lock:
+                lock = self._reading.setdefault(key, threading.Lock())
+            is_only = lock.acquire(blocking=waits)
+            with self._lock:
+                if not is_only or self._reading.get(key) is lock:
+                    break
+            lock.release()  # of a reader that has ended; others may have another by now
         try:
             yield is_only
         finally:
             if is_only:
                 with self._lock:
-                    self._reading.pop(key, None)
+                    del self._reading[key]
                 lock.release()
+
+    def _blocks(self, key: _Key) -> Mapping[int, Block]:
+        """What is known of a tile, by reduction."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                return {}
+            self._entries.move_to_end(key)
+            return entry.blocks
 
     def _entry(self, key: _Key) -> _Entry:
         with self._lock:

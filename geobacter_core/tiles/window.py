@@ -371,7 +371,7 @@ class WindowReader:
         if not (0 <= column < per_chunk << CHUNK_ZOOM and 0 <= row < per_chunk << CHUNK_ZOOM):
             raise TileCacheError(_OVER_EDGE)
         if self._by_strips:
-            return self.memory.tile(self.cache, column, row, reduction)
+            return self.memory.tile(self.cache, column, row, reduction, reductions)
         chunk = Tile(CHUNK_ZOOM, column // per_chunk, row // per_chunk)
         mosaic = self.memory.mosaic(self.cache, chunk, reduction, reductions)
         return mosaic.blocks[row % per_chunk][column % per_chunk]

@@ -307,6 +307,7 @@ def test_a_stopped_server_stops_postgres(root):
         if container.log:
             break
         time.sleep(0.1)
+    time.sleep(0.5)  # a signal just before bash waits for the server is noticed when the server ends by itself
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM

@@ -18,19 +18,17 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import numpy as np
+from bare import N_BARE, Bare
 
 TOKEN = "a-token-for-the-benchmark"
 PORT = 8699
 ADDRESS = f"http://127.0.0.1:{PORT}"
 CONNECTIONS = 64
-N_BARE = 2048
-PLAIN_SIZES = (32, 64, 128, 256)
 
 
 @dataclass
@@ -103,8 +101,8 @@ def resident_mb(pid: int) -> float:
     return float("nan")
 
 
-class Bare:
-    """The champion on windows in memory, of places as clients ask for: the limit, measured again before each load."""
+class Limit:
+    """The champion on windows in memory, of places as clients ask for, measured again before each load."""
 
     def __init__(self, data: Path, region: dict[str, Any]) -> None:
         """Load the champion of an installation, and cut windows of a region."""
@@ -117,68 +115,43 @@ class Bare:
 
         settings = Settings.from_environment({**os.environ, "GEOBACTER_DATA": str(data)})
         registry = Registry(settings)
-        self._encoder = registry.load(registry.champion())
-        version = self._encoder.version
-        self._network = network_of(load_graph(f"models:/{version.name}"), version).eval()
-        places = Places(self._encoder, [find_ground(settings, region["name"], style_of(version))])
+        encoder = registry.load(registry.champion())
+        version = encoder.version
+        network = network_of(load_graph(f"models:/{version.name}"), version).eval()
+        places = Places(encoder, [find_ground(settings, region["name"], style_of(version))])
         asked = places_in(region["bounds"], N_BARE)(np.random.default_rng(0))["places"]
         lon, lat = (np.array([place[name] for place in asked]) for name in ("lon", "lat"))
         is_inside = places.is_inside(lon, lat)
-        self._windows = torch.from_numpy(places.windows(lon[is_inside], lat[is_inside]))
-        self._windows[:, :: version.n_channels, 0, 0] ^= 1  # so that no image is of one colour, which is looked at once
-        self.passes = self.network = float("nan")
+        windows = torch.from_numpy(places.windows(lon[is_inside], lat[is_inside]))
+        self._bare = Bare(encoder, network, windows, encoder.batch_size)
+        self._passes = self._network = float("nan")
 
     def measure(self, seconds: float = 8.0) -> None:
-        """Windows a second, in turns: by the service's passes, a thread a processor, and by the registered network."""
-        rates: dict[str, list[float]] = {"passes": [], "network": []}
+        """Measure both, in turns."""
+        passes, network = [], []
         ends = time.perf_counter() + seconds
         while time.perf_counter() < ends:
-            rates["passes"].append(len(self._windows) / _seconds(self._by_passes))
-            took_s = min(_seconds(partial(self._by_network, size)) for size in PLAIN_SIZES)
-            rates["network"].append(len(self._windows) / took_s)
-        self.passes, self.network = (statistics.median(rates[kind]) for kind in ("passes", "network"))
-
-    def _by_passes(self) -> None:
-        from geobacter_core.encoder.device import single_threads
-        from geobacter_core.files import n_processors
-
-        with single_threads(n_processors()) as pool:
-            list(pool.map(self._encoder.encode, self._windows.split(self._encoder.batch_size)))
-
-    def _by_network(self, size: int) -> None:
-        import torch
-
-        from geobacter_core.encoder.device import best_device
-        from geobacter_core.encoder.network import embed
-
-        device = best_device()
-        with torch.inference_mode():
-            for batch in self._windows.split(size):
-                embed(self._network, batch.to(device), device).cpu()
+            passes.append(self._bare.by_passes())
+            network.append(self._bare.by_network())
+        self._passes, self._network = statistics.median(passes), statistics.median(network)
 
     def told(self, rate: float) -> str:
         """A rate, and its ratios to both."""
         return (
-            f"{rate:,.0f} windows/s, {rate / self.network:.2f} of the registered network's ({self.network:,.0f}), "
-            f"{rate / self.passes:.2f} of our own passes' ({self.passes:,.0f})"
+            f"{rate:,.0f} windows/s, {rate / self._network:.2f} of the registered network's ({self._network:,.0f}), "
+            f"{rate / self._passes:.2f} of our own passes' ({self._passes:,.0f})"
         )
 
 
-def _seconds(function: Callable[[], None]) -> float:
-    begun = time.perf_counter()
-    function()
-    return time.perf_counter() - begun
-
-
-async def of_load(bounds: list[float], pid: int, bare: Bare, n_requests: int) -> None:
+async def of_load(bounds: list[float], pid: int, limit: Limit, n_requests: int) -> None:
     """Load with small and large requests, too much of it, and its effect on memory."""
     await load(places_in(bounds, 16), 8, 100)  # warm: chunks are decoded
     for n, requests in ((1, 3000), (16, 1500), (256, 150)):
-        bare.measure()
+        limit.measure()
         seen = await load(places_in(bounds, n), CONNECTIONS, requests)
         rate = seen.n_places / seen.took_s
         print(
-            f"{CONNECTIONS} connections, {n} places a request: {bare.told(rate)}; "
+            f"{CONNECTIONS} connections, {n} places a request: {limit.told(rate)}; "
             f"{len(seen.seconds.get(200, [])) / seen.took_s:,.0f} requests/s; p50 "
             f"{seen.quantile(0.5):.0f} ms, p99 {seen.quantile(0.99):.0f} ms "
             f"({seen.quantile(0.99) / seen.quantile(0.5):.1f} × p50); statuses {statuses(seen)}",
@@ -361,7 +334,7 @@ def main() -> None:
             region = max(asyncio.run(_regions()), key=lambda each: int(each["n_cells"]))
             steps: list[Awaitable[None]] = [
                 of_tokens(),
-                of_load(region["bounds"], server.pid, Bare(arguments.data, region), arguments.requests),
+                of_load(region["bounds"], server.pid, Limit(arguments.data, region), arguments.requests),
                 of_swap(arguments.data, region["bounds"]),
             ]
             for step in steps:

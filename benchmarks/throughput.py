@@ -18,13 +18,14 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bare import N_BARE, Bare, seconds
 from default_encoder import network_for
 
 from geobacter_core.files import n_processors
@@ -50,9 +51,6 @@ HELD_WARM_UP = 4
 CUT_WARM_UP = 16
 """Steps before the time is taken: batches come in groups, cut at the group's beginning; so it begins in their midst."""
 N_PLACES = 512
-N_BARE = 2048
-"""Windows that the bare network encodes in a turn."""
-PLAIN_SIZES = (32, 64, 128, 256)
 
 _maps = ()
 
@@ -124,30 +122,19 @@ def _encoding(folder: Path, ground: "shapely.Geometry", name: str, repeats: int,
 
     from geobacter_core.cells import H3Grid
     from geobacter_core.embeddings.embed import embed_region, windows_at_once
-    from geobacter_core.encoder.device import best_device, encoding_threads, single_threads
     from geobacter_core.encoder.exported import ready
-    from geobacter_core.encoder.network import embed
     from geobacter_core.geo import cells_within
     from geobacter_core.tiles.window import WindowReader
 
     cache = TileCache(folder / name)
     version, network = network_for(name)
-    encoder, device = ready(version, network), best_device()
+    encoder = ready(version, network)
     cells = max(cells_within(ground, resolution), key=len)
     some = np.random.default_rng(0).permutation(len(cells))[:N_BARE]
     reader = WindowReader(cache, version.size_m, version.size_px, version.scales.wider_m)
     held = torch.from_numpy(reader.windows(cells.lon[some], cells.lat[some]))
-    held[:, :: version.n_channels, 0, 0] ^= 1  # so that no image is of one colour, which an encoder would look at once
+    bare = Bare(encoder, network, held, windows_at_once(version))
     n_cells = H3Grid(ground, resolution).count()
-
-    def plain(size: int) -> None:
-        with torch.inference_mode():
-            for batch in held.split(size):
-                embed(network, batch.to(device), device).cpu()
-
-    def passes() -> None:
-        with single_threads(encoding_threads()) as pool:
-            list(pool.map(encoder.encode, held.split(windows_at_once(version))))
 
     def table(repeat: int) -> None:
         path = folder / f"table-{name}-{repeat}" / "embeddings.parquet"
@@ -155,9 +142,9 @@ def _encoding(folder: Path, ground: "shapely.Geometry", name: str, repeats: int,
 
     rates: dict[str, list[float]] = {"plain": [], "passes": [], "table": []}
     for repeat in range(repeats):
-        rates["plain"].append(len(held) / min(_seconds(partial(plain, size)) for size in PLAIN_SIZES))
-        rates["passes"].append(len(held) / _seconds(passes))
-        rates["table"].append(n_cells / _seconds(partial(table, repeat)))
+        rates["plain"].append(bare.by_network())
+        rates["passes"].append(bare.by_passes())
+        rates["table"].append(n_cells / seconds(partial(table, repeat)))
     plainly, passing, full = (statistics.median(rates[kind]) for kind in ("plain", "passes", "table"))
     to_plain, to_passes = (
         statistics.median(t / b for t, b in zip(rates["table"], rates[kind], strict=True))
@@ -217,12 +204,6 @@ def places(folder: Path, extract_folder: Path, styles: Sequence[str]) -> None:
             + f"; {memory.used_bytes >> 20:,} of {memory.budget_bytes >> 20:,} MB in use",
             flush=True,
         )
-
-
-def _seconds(function: Callable[[], None]) -> float:
-    begun = time.perf_counter()
-    function()
-    return time.perf_counter() - begun
 
 
 def training(

@@ -25,7 +25,7 @@ of a style of masks, are such.
 """
 _BY_HALVING = (4, 8, 16)
 """Reductions that OpenCV's mean of 2 × 2 pixels, again and again, comes to in a third of the time."""
-Number = TypeVar("Number", np.uint8, np.uint16)
+_Number = TypeVar("_Number", np.uint8, np.uint16)
 cv2.setNumThreads(1)  # pictures are small: its other threads would only wait for work, and keep a processor busy
 
 
@@ -110,7 +110,7 @@ def _reduced_group(group: Pixels, reductions: Collection[int]) -> dict[int, Pixe
     return found
 
 
-def _mean(pixels: NDArray[Number], reduction: int) -> NDArray[Number]:
+def _mean(pixels: NDArray[_Number], reduction: int) -> NDArray[_Number]:
     """The mean of r × r pixels, rounded; the pixels themselves for 1."""
     if reduction == 1:
         return pixels
@@ -149,14 +149,9 @@ def reduced(strips: Iterable[Pixels], reduction: int) -> Pixels:
     side = TILE_PX // reduction
     rows = []
     for strip in strips:
-        tiles = strip if reduction == 1 else [_reduced_tile(tile, side) for tile in strip]
+        tiles = [_mean(tile, reduction).reshape(side, side, -1) for tile in strip]  # OpenCV drops a channel axis of one
         rows.append(np.concatenate(tiles, axis=1))
     return np.concatenate(rows)
-
-
-def _reduced_tile(tile: Pixels, side: int) -> Pixels:
-    resized = np.asarray(cv2.resize(tile, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
-    return resized.reshape(side, side, tile.shape[-1])  # OpenCV drops a channel axis of one
 
 
 class _Entry:

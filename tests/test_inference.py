@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from geobacter_core.encoder.device import images_a_pass
-from geobacter_core.encoder.inference import Inference, _MaxPool
+from geobacter_core.encoder.fused import MaxPool, folded, fuse_for_cpu
+from geobacter_core.encoder.inference import Inference
 from geobacter_core.encoder.network import NetworkSpec, embed, random_network
 
 CPU = torch.device("cpu")
@@ -141,7 +142,54 @@ def test_passes_are_full_but_for_the_last_of_a_kind(counted):
     assert [len(rows) for rows in passes] == [size, size, size, 100 - 3 * size, size, 50 - size]
 
 
+def test_a_pass_is_filled_up_to_the_next_size_only(monkeypatch):
+    inference = Inference(random_network(SPECS["one scale"], 3).eval(), SIDE, CPU)
+    assert inference._sizes[-1] == images_a_pass(CPU)
+    sizes, look = [], inference._look
+    monkeypatch.setattr(inference, "_look", lambda pixels, scale: sizes.append(len(pixels)) or look(pixels, scale))
+    for n in (1, 8, 9, 31, 33):
+        inference(torch.randint(0, 256, (n, 3, SIDE, SIDE), dtype=torch.uint8))
+    next_size = [min(size for size in inference._sizes if size >= n) for n in (1, 8, 9, 31, 32, 1)]
+    assert sizes == next_size
+
+
+def test_sizes_in_which_an_image_has_other_bits_are_not_used(monkeypatch):
+    """As a kernel might that adds up in another order where there are few images."""
+    traced = Inference._traced
+
+    def rounding(inference, module, *inputs):
+        graph = traced(inference, module, *inputs)
+        return lambda *given: graph(*given) * (1 + 1e-6 * (len(given[0]) < 24))
+
+    monkeypatch.setattr(Inference, "_traced", rounding)
+    inference = Inference(random_network(SPECS["one scale"], 3).eval(), SIDE, CPU)
+    assert [size for size in inference._sizes if size < 24] == []
+    windows = windows_of(SPECS["one scale"], 50)
+    together = inference(windows)
+    for index in (1, 49):
+        np.testing.assert_array_equal(inference(windows[index : index + 1])[0], together[index])
+
+
+@pytest.mark.parametrize("architecture", ["small", "resnet18", "resnet50"])
+def test_a_fused_backbone_computes_what_it_did(architecture):
+    network = random_network(NetworkSpec(architecture, 3, 1, 33), 3).eval()
+    for module in network.modules():  # as if it had learnt
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.weight, 1, 0.1)
+            torch.nn.init.normal_(module.bias, 0, 0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    images = torch.from_numpy(np.random.default_rng(0).normal(size=(9, 3, SIDE, SIDE)).astype(np.float32))
+    backbone = folded(network.backbone)
+    fuse_for_cpu(backbone, torch.float32)
+    with torch.inference_mode():
+        expected, found = network.backbone(images), backbone(images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    if torch.backends.mkldnn.is_available():
+        left = [module for module in backbone.modules() if isinstance(module, torch.nn.ReLU | torch.nn.BatchNorm2d)]
+        assert left == []
+
+
 @pytest.mark.parametrize("sides", [(1, 2), (2, 5), (16, 16), (15, 8), (33, 31)])
 def test_it_pools_as_torch_does(sides):
     features = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 7, *sides)).astype(np.float32))
-    assert torch.equal(_MaxPool()(features), torch.nn.functional.max_pool2d(features, 3, 2, 1))
+    assert torch.equal(MaxPool()(features), torch.nn.functional.max_pool2d(features, 3, 2, 1))

@@ -70,18 +70,19 @@ def single_threads(n: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(n_before)  # what threads to come begin with
 
 
-def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is computed in hardware; emulated, it is slower than float32."""
+def fast_type(device: torch.device) -> torch.dtype:
+    """bfloat16 where it is computed in hardware, else float32: emulated, it is slower."""
+    is_fast = False
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        is_fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    elif device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return False
+        is_fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return torch.bfloat16 if is_fast else torch.float32
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:
     """bfloat16 autocast where it is fast, else nothing."""
-    if has_fast_bf16(device):
+    if fast_type(device) == torch.bfloat16:
         return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()

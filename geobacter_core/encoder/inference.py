@@ -1,4 +1,4 @@
-"""A network at work: windows to embeddings, scale by scale, in passes of one size.
+"""A network at work: windows to embeddings, scale by scale, in passes of a few sizes.
 
 What each scale of a window adds to the embedding follows from its own pixels. So a pass takes single images, of any
 scale and of any window; and an image of one colour, as most of a forest or a lake are, is encoded once and remembered.
@@ -6,6 +6,7 @@ Coverage is told of each plane by itself, likewise.
 Passes are traced graphs, which run without Python's lock: other threads cut windows or answer requests meanwhile.
 """
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -16,12 +17,12 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from geobacter_core.encoder.device import autocast, images_a_pass
+from geobacter_core.encoder.device import autocast, fast_type, images_a_pass
+from geobacter_core.encoder.fused import folded, fuse_for_cpu
 from geobacter_core.encoder.network import (
     Embeddings,
     EncoderNetwork,
     Windows,
-    for_inference,
     mean_and_deviation,
     middle_of,
     normalised,
@@ -31,6 +32,8 @@ _Pass = Callable[..., torch.Tensor]
 _REMEMBERED = 10_000
 _ALIGNED = 4
 """Where a row does not begin at a multiple of 4 numbers, a GPU adds it up in another order, and rounds otherwise."""
+_SIZE_STEP = 8
+"""Between the sizes of passes; each has kernels of its own."""
 _PLANES_ON_CPU, _PLANES_ON_GPU = 128, 2048
 """That coverage is told of at once: as floats they just fit a CPU's cache."""
 _LEAST_PLANES = 8
@@ -51,15 +54,33 @@ class Inference:
         spec = network.spec
         self._width = -(-max(spec.part_dims) // _ALIGNED) * _ALIGNED
         self._n_added = self._width + (4 * spec.n_channels if spec.shares else 0)
-        own = for_inference(network).to(device)
+        own = copy.deepcopy(network.eval())
+        own.backbone = folded(own.backbone)
         if device.type == "cpu":
-            _pool_faster(own.backbone)
-        pixels = torch.zeros((self._size, size_px, size_px, spec.n_channels), dtype=torch.uint8, device=device)
-        scale = torch.zeros(self._size, dtype=torch.int64, device=device)
-        self._look = self._traced(_Look(own, device, self._width), pixels, scale)
+            fuse_for_cpu(own.backbone, fast_type(device))
+        shape = self._size, size_px, size_px, spec.n_channels
+        pixels = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8).to(device)
+        scale = torch.arange(self._size, device=device) % spec.n_scales
+        self._look = self._traced(_Look(own.to(device), device, self._width), pixels, scale)
+        self._sizes = self._sizes_alike(pixels, scale)
         self._n_planes = _PLANES_ON_CPU if device.type == "cpu" else _PLANES_ON_GPU
         self._cover = self._traced(_Cover(), pixels.new_zeros((self._n_planes, size_px, size_px)))
         self._of_one_colour: dict[bytes, NDArray[np.float32]] = {}
+
+    def _sizes_alike(self, pixels: torch.Tensor, scale: torch.Tensor) -> list[int]:
+        """The sizes of passes, from small to full, in which these images have the same bits, wherever they are in it.
+
+        On CPUs with bfloat16 all have. What is computed otherwise shows in noise: each pass rounds millions of numbers.
+        """
+        if self._device.type != "cpu":
+            return [self._size]
+        with torch.inference_mode():
+            full = self._look(pixels, scale)
+            return [
+                size
+                for size in range(_SIZE_STEP, self._size + 1, _SIZE_STEP)
+                if torch.equal(self._look(pixels[-size:], scale[-size:]), full[-size:])
+            ]
 
     def __call__(self, windows: Windows) -> Embeddings:
         """Embed windows, uint8 `[S·C, size_px, size_px]` each, as float32 `[N, D]`, each row of length 1."""
@@ -101,9 +122,10 @@ class Inference:
         return added
 
     def _passed(self, images: Sequence[torch.Tensor], rows: list[int], is_learnt: bool) -> NDArray[np.float32]:
-        """A pass over some rows; one that is not full is filled up with the first image."""
+        """A pass over some rows, filled up with the first image to the next size of a pass."""
         spec = self._network.spec
-        wanted = rows + [0] * (self._size - len(rows))
+        n_filled = next(size for size in self._sizes if size >= len(rows)) if is_learnt else len(rows)
+        wanted = rows + [0] * (n_filled - len(rows))
         planes = torch.stack([images[row] for row in wanted], dim=1)  # by channels: OpenCV merges them
         added = np.zeros((len(rows), self._n_added), np.float32)
         if is_learnt:
@@ -178,7 +200,7 @@ class _Look(nn.Module):
         network, spec = self.network, self.network.spec
         mean, std = (each.view(spec.n_scales, spec.n_channels, 1, 1)[scale] for each in (network.mean, network.std))
         with autocast(self._device):
-            features = network.backbone(normalised(pixels, mean, std))
+            features = network.backbone(normalised(pixels, mean, std).to(fast_type(self._device)))
         # By the heads of all scales, which is little work; and then each image has that of its own.
         every = torch.stack(
             [
@@ -187,28 +209,6 @@ class _Look(nn.Module):
             ]
         )
         return functional.normalize(every[scale, torch.arange(pixels.shape[0], device=pixels.device)], dim=1)
-
-
-class _MaxPool(nn.Module):
-    """The largest of 3 × 3 pixels around every other one, as a ResNet pools, in 0.7 of the time on a CPU."""
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Of maps, `[N, F, H, W]`: `[N, F, ⌈H/2⌉, ⌈W/2⌉]`."""
-        for axis in (2, 3):
-            at = (slice(None),) * axis
-            largest, odd = features[(*at, slice(0, None, 2))].clone(), features[(*at, slice(1, None, 2))]
-            n_after = largest.shape[axis] - 1
-            largest.narrow(axis, 0, odd.shape[axis]).clamp_min_(odd)
-            largest.narrow(axis, 1, n_after).clamp_min_(odd.narrow(axis, 0, n_after))
-            features = largest
-        return features
-
-
-def _pool_faster(backbone: nn.Module) -> None:
-    """Have a backbone pool by `_MaxPool` where that gives the same."""
-    for name, module in list(backbone.named_modules()):
-        if isinstance(module, nn.MaxPool2d) and (module.kernel_size, module.stride, module.padding) == (3, 2, 1):
-            backbone.set_submodule(name, _MaxPool())
 
 
 class _Cover(nn.Module):

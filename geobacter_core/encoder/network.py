@@ -1,6 +1,5 @@
 """The networks: from uint8 windows to vectors of length 1, by a ResNet of torchvision or a small one."""
 
-import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ import torch
 import torchvision
 from numpy.typing import NDArray
 from torch import nn
-from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
 from torchvision.models.resnet import BasicBlock
 
@@ -293,13 +291,6 @@ def random_network(spec: NetworkSpec, seed: int) -> EncoderNetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return EncoderNetwork(spec).to(memory_format=torch.channels_last)
-
-
-def for_inference(network: EncoderNetwork) -> EncoderNetwork:
-    """The same network with its batch normalisations folded into the convolutions before them; it cannot be trained."""
-    faster = copy.deepcopy(network.eval())
-    faster.backbone = fuse(faster.backbone).to(memory_format=torch.channels_last)
-    return faster
 
 
 def untrained_like(network: EncoderNetwork, seed: int) -> EncoderNetwork:

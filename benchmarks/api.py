@@ -29,6 +29,8 @@ TOKEN = "a-token-for-the-benchmark"
 PORT = 8699
 ADDRESS = f"http://127.0.0.1:{PORT}"
 CONNECTIONS = 64
+AT_ONCE = 128
+"""Windows that our own passes are given at a time, as by a server under load."""
 
 
 @dataclass
@@ -123,7 +125,7 @@ class Limit:
         lon, lat = (np.array([place[name] for place in asked]) for name in ("lon", "lat"))
         is_inside = places.is_inside(lon, lat)
         windows = torch.from_numpy(places.windows(lon[is_inside], lat[is_inside]))
-        self._bare = Bare(encoder, network, windows, encoder.batch_size)
+        self._bare = Bare(encoder, network, windows, AT_ONCE)
         self._passes = self._network = float("nan")
 
     def measure(self, seconds: float = 8.0) -> None:

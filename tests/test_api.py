@@ -439,6 +439,25 @@ def test_requests_share_batches_and_get_their_own(places, table, batcher):
     assert batcher.n_waiting == 0
 
 
+def test_workers_share_what_waits(places, table):
+    """All 600 places wait when the workers start: they take 128 each time, and their halves of the last."""
+    batcher = Batcher(2)
+    batcher._is_closed = False
+
+    async def ask():
+        asked = [asyncio.create_task(batcher.embed(places, table.lon[:30], table.lat[:30])) for _ in range(20)]
+        await asyncio.sleep(0)
+        assert batcher.n_waiting == 600
+        batcher.start()
+        return await asyncio.gather(*asked)
+
+    for each in asyncio.run(ask()):
+        np.testing.assert_array_equal(each, table.embeddings[:30])
+    batcher.close()
+    assert batcher.n_windows == 600
+    assert 600 / 128 < batcher.n_batches <= 8
+
+
 def test_a_request_at_fault_does_not_spoil_the_others(places, table, batcher):
     async def ask():
         good = [batcher.embed(places, table.lon[row : row + 1], table.lat[row : row + 1]) for row in range(20)]

@@ -1,8 +1,9 @@
 """Requests that are under way share forward passes: a worker takes places of several of them at a time.
 
 Workers, on a CPU one a processor, each cut the windows of a batch and encode it. One that is free waits a few ms
-for a batch to fill up, and no longer. Where more waits, each takes its share of it. Of a long request each batch takes a part, and then it is the next one's turn, so that
-short ones do not wait for long ones. What cannot be answered soon is refused at once.
+for a batch to fill up, and no longer. Where more waits, each takes its share of it. Of a long request each batch takes
+a part, and then it is the next one's turn, so that short ones do not wait for long ones. What cannot be answered soon
+is refused at once.
 """
 
 import asyncio

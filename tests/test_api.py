@@ -458,6 +458,25 @@ def test_workers_share_what_waits(places, table):
     assert 600 / 128 < batcher.n_batches <= 8
 
 
+def test_a_batch_has_places_of_every_request(places, table):
+    """A single place behind three long requests is in the first batch that is taken."""
+    batcher = Batcher(1)
+    batcher._is_closed = False
+
+    async def ask():
+        long = [asyncio.create_task(batcher.embed(places, table.lon[:100], table.lat[:100])) for _ in range(3)]
+        short = asyncio.create_task(batcher.embed(places, table.lon[:1], table.lat[:1]))
+        await asyncio.sleep(0)
+        batcher.start()
+        await short
+        assert not any(each.done() for each in long)
+        return await asyncio.gather(*long)
+
+    for each in asyncio.run(ask()):
+        np.testing.assert_array_equal(each, table.embeddings[:100])
+    batcher.close()
+
+
 def test_a_request_at_fault_does_not_spoil_the_others(places, table, batcher):
     async def ask():
         good = [batcher.embed(places, table.lon[row : row + 1], table.lat[row : row + 1]) for row in range(20)]

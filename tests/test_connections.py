@@ -9,6 +9,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from geobacter_core.api import connections
+from geobacter_core.api.access import Guard, Limiter, Limits
 from geobacter_core.api.connections import HeadInTime
 
 HEAD_S = 0.4
@@ -105,5 +106,60 @@ def test_a_slow_body_is_not_this_limits_business(protocol):
                 await asyncio.sleep(HEAD_S / 2)
                 writer.write(b"x")
             assert await answered(reader) == b"4"
+
+    asyncio.run(check())
+
+
+# What stands before the application: whoever is slow takes nobody's place.
+
+
+def limited(answer, **limits):
+    limiter = Limiter(answer, Limits(**limits))
+    return Guard(limiter, ["a-token-for-the-test"]), limiter
+
+
+def scope_of(path):
+    headers = [(b"authorization", b"Bearer a-token-for-the-test"), (b"content-length", b"4")]
+    return {"type": "http", "path": path, "headers": headers}
+
+
+async def answer(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.mark.parametrize("path", ["/", "/openapi.json", "/health", "/explorer/main.js"])
+def test_what_needs_no_token_counts_for_nothing_and_waits_for_no_body(path):
+    async def check():
+        app, _ = limited(answer, in_flight=0)
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        await asyncio.wait_for(app(scope_of(path) | {"headers": []}, asyncio.Event().wait, send), 1)
+        assert sent[0]["status"] == 200
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("n_read", [0, 1])
+def test_an_answer_that_nobody_reads_gives_its_place_up(n_read):
+    async def check():
+        app, limiter = limited(answer, answer_s=0.05)
+        sent = []
+
+        async def receive():
+            return {"type": "http.request", "body": b"1234"}
+
+        async def send(message):
+            if len(sent) == n_read:
+                assert limiter.n_in_flight == 1
+                await asyncio.Event().wait()
+            sent.append(message)
+
+        await asyncio.wait_for(app(scope_of("/embeddings"), receive, send), 2)
+        assert limiter.n_in_flight == 0
+        assert len(sent) == n_read
 
     asyncio.run(check())

@@ -170,6 +170,15 @@ def test_sizes_in_which_an_image_has_other_bits_are_not_used(monkeypatch):
         np.testing.assert_array_equal(inference(windows[index : index + 1])[0], together[index])
 
 
+def test_a_network_that_computes_no_numbers_says_so_by_its_embeddings():
+    """As after a training that diverged: its passes are not even equal to themselves."""
+    network = random_network(SPECS["one scale"], 3).eval()
+    network.heads[0].running_mean.fill_(float("nan"))
+    inference = Inference(network, SIDE, CPU)
+    assert inference._sizes == [images_a_pass(CPU)]
+    assert np.isnan(inference(windows_of(network.spec, 2))).all()
+
+
 @pytest.mark.parametrize("architecture", ["small", "resnet18", "resnet50"])
 def test_a_fused_backbone_computes_what_it_did(architecture):
     network = random_network(NetworkSpec(architecture, 3, 1, 33), 3).eval()

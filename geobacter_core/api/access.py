@@ -30,11 +30,13 @@ class Limits:
         body_bytes: Of a request.
         body_s: In which it must have come.
         in_flight: Requests under way.
+        answer_s: In which a client must have read some of its answer, if that does not fit the buffers.
     """
 
     body_bytes: int = 4 << 20
     body_s: float = 15.0
     in_flight: int = 256
+    answer_s: float = 15.0
 
 
 def tokens_from(environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -72,16 +74,12 @@ class Guard:
                 if name not in _LOOPBACK_HOSTS:
                     detail = "Without a token this server answers on loopback only: ask localhost or 127.0.0.1."
                     return await refuse(send, 421, detail)
-            elif not self._is_open(scope["path"]) and not self._is_known(scope["headers"]):
+            elif not _is_open(scope["path"]) and not self._is_known(scope["headers"]):
                 detail = "Send a token that this server knows, as: Authorization: Bearer TOKEN"
                 return await refuse(send, 401, detail, {"WWW-Authenticate": "Bearer"})
             # Nothing behind this needs it, and what is not there cannot be logged.
             scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"authorization"]
         return await self._app(scope, receive, send)
-
-    @staticmethod
-    def _is_open(path: str) -> bool:
-        return path in _OPEN_PATHS or path.startswith(_OPEN_PREFIX)
 
     def _is_known(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
         sent = [value for name, value in headers if name == b"authorization"]
@@ -91,8 +89,20 @@ class Guard:
         return any(found) and scheme.lower() == b"bearer"
 
 
+def _is_open(path: str) -> bool:
+    """Whether everybody may ask for a path: small files, and how the server is."""
+    return path in _OPEN_PATHS or path.startswith(_OPEN_PREFIX)
+
+
+class _UnreadError(Exception):
+    """A client does not read its answer."""
+
+
 class Limiter:
-    """Refuses requests beyond a number under way, and bodies that are too large or too slow."""
+    """Refuses requests beyond a number under way, bodies that are too large or too slow, and clients that do not read.
+
+    What everybody may ask for does not count and has no body: nobody without a token can take others' places.
+    """
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app = app
@@ -101,7 +111,7 @@ class Limiter:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, once the body is there, or refuse."""
-        if scope["type"] != "http" or scope["path"] in ("/health", "/ready"):
+        if scope["type"] != "http" or _is_open(scope["path"]):
             return await self._app(scope, receive, send)
         limits = self._limits
         stated = dict(scope["headers"]).get(b"content-length", b"0")
@@ -112,9 +122,26 @@ class Limiter:
             return await refuse(send, 503, detail, problem_headers(1))
         self.n_in_flight += 1
         try:
-            return await self._with_body(scope, receive, send)
+            return await self._with_body(scope, receive, self._in_time(send))
+        except _UnreadError:
+            return None  # uvicorn closes the connection
         finally:
             self.n_in_flight -= 1
+
+    def _in_time(self, send: Send) -> Send:
+        is_unread = False
+
+        async def send_in_time(message: Message) -> None:
+            nonlocal is_unread
+            try:
+                if not is_unread:
+                    async with asyncio.timeout(self._limits.answer_s):
+                        return await send(message)
+            except TimeoutError:
+                is_unread = True
+            raise _UnreadError
+
+        return send_in_time
 
     async def _refuse_size(self, send: Send) -> None:
         await refuse(send, 413, f"A body may have {self._limits.body_bytes:,} bytes. Send several requests.")

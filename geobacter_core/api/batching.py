@@ -26,7 +26,7 @@ LATENCY_BUDGET_S = 0.004
 MAX_WAIT_S = 2.0
 """A request that would wait longer for its turn is refused, unless it is the only one."""
 _MOST_AT_ONCE = 128
-"""So many places a worker takes that wait, if that is more than a batch: four batches of 32 take a sixth longer."""
+"""So many places a worker takes that wait, if that is more than a batch: in four batches they take a sixth longer."""
 _FIRST_RATE = 500.0
 
 
@@ -163,6 +163,7 @@ class Batcher:
                 self._changed.wait(rest_s)
 
     def _take(self, places: Places, size: int) -> list[_Piece]:
+        """Places that wait, in all up to `size`: of each request at most a batch, then it is the next one's turn."""
         pieces: list[_Piece] = []
         passed_over: list[_Request] = []
         while self._waiting and size:
@@ -170,7 +171,7 @@ class Batcher:
             if request.places is not places:
                 passed_over.append(request)
                 continue
-            n = min(size, len(request.lon) - request.n_taken)
+            n = min(size, places.encoder.batch_size, len(request.lon) - request.n_taken)
             pieces.append((request, slice(request.n_taken, request.n_taken + n)))
             request.n_taken += n
             size -= n

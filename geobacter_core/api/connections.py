@@ -1,4 +1,4 @@
-"""Connections: one whose client does not come to the point is closed, so that nobody holds the server's for ever."""
+"""Connections: one whose client does not come to the point is closed; of bodies and answers `access.Limiter` sees."""
 
 import asyncio
 from typing import Any
@@ -10,7 +10,10 @@ HEAD_S = 15.0
 
 
 class HeadInTime:
-    """What is put before one of uvicorn's protocols: the time that a request's head may take."""
+    """What is put before one of uvicorn's protocols: the time that a request's head may take.
+
+    A body that still comes after its request was refused counts as a head that does not end, too.
+    """
 
     cycle: Any
     loop: asyncio.AbstractEventLoop
@@ -50,7 +53,11 @@ class HeadInTime:
     def _close(self) -> None:
         self._head_timer = None
         if self._lacks_head():
-            self.transport.close()
+            # An answer that nobody reads would keep it open.
+            if self.transport.get_write_buffer_size():
+                self.transport.abort()
+            else:
+                self.transport.close()
 
 
 class TimedProtocol(HeadInTime, AutoHTTPProtocol):  # type: ignore[misc, valid-type]

@@ -14,7 +14,7 @@ from geobacter_core.settings import Settings
 
 DEFAULT_PORT = 8600
 _CONNECTIONS = 12_000
-"""Idle ones cost some KB each; of requests a server takes far fewer at once (`access.Limits`)."""
+"""Of each process. Idle ones cost some KB each; of requests a server takes far fewer at once (`access.Limits`)."""
 _OTHER_FILES = 2_000
 _KEEP_ALIVE_S = 15
 _SHUTDOWN_S = 20
@@ -72,6 +72,7 @@ def serve(host: str, port: int, workers: int) -> None:
         port=port,
         workers=workers,
         http="geobacter_core.api.connections:TimedProtocol",
+        ws="none",
         limit_concurrency=_allow_connections(),
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_SHUTDOWN_S,

@@ -38,7 +38,7 @@ def batch_size(device: torch.device) -> int:
 
 
 def images_a_pass(device: torch.device) -> int:
-    """Images of one scale that an encoder computes together, always: a window then has the same bits in any company."""
+    """Images of one scale that an encoder computes together; fewer only where they have the same bits all the same."""
     return 32 if device.type == "cpu" else 256
 
 

@@ -72,15 +72,16 @@ class Inference:
 
         On CPUs with bfloat16 all have. What is computed otherwise shows in noise: each pass rounds millions of numbers.
         """
-        if self._device.type != "cpu":
-            return [self._size]
-        with torch.inference_mode():
-            full = self._look(pixels, scale)
-            return [
-                size
-                for size in range(_SIZE_STEP, self._size + 1, _SIZE_STEP)
-                if torch.equal(self._look(pixels[-size:], scale[-size:]), full[-size:])
-            ]
+        smaller: list[int] = []
+        if self._device.type == "cpu":
+            with torch.inference_mode():
+                full = self._look(pixels, scale)
+                smaller = [
+                    size
+                    for size in range(_SIZE_STEP, self._size, _SIZE_STEP)
+                    if torch.equal(self._look(pixels[-size:], scale[-size:]), full[-size:])
+                ]
+        return [*smaller, self._size]
 
     def __call__(self, windows: Windows) -> Embeddings:
         """Embed windows, uint8 `[S·C, size_px, size_px]` each, as float32 `[N, D]`, each row of length 1."""

@@ -201,6 +201,15 @@ def test_the_api_is_served_on_loopback_over_a_data_folder_that_lies_where_it_lie
     compile(test, "healthcheck", "exec")
 
 
+def _unignore():
+    """As Docker starts a process.
+
+    Dagster has its process do at SIGTERM what it does at SIGINT: nothing, if a shell runs the tests in the background.
+    Bash cannot trap what was ignored when it began.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class Container:
     """A folder in place of the image's root: a `run.sh` and a `service` that say what they were called with."""
 
@@ -237,7 +246,13 @@ class Container:
 
         command = [*self.service["entrypoint"], *map(here, self.service["command"])]
         environment = {"PATH": f"{self.root}:{os.environ['PATH']}", **self.service["environment"]}
-        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=_unignore,  # noqa: PLW1509 - it needs no lock that another thread could hold
+        )
 
     def run(self):
         process = self.start()
@@ -307,7 +322,6 @@ def test_a_stopped_server_stops_postgres(root):
         if container.log:
             break
         time.sleep(0.1)
-    time.sleep(0.5)  # a signal just before bash waits for the server is noticed when the server ends by itself
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM

@@ -84,9 +84,7 @@ class _Fused(nn.Module):
         self._n_groups = convolution.groups
 
     def forward(self, features: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
-        alone, with_added = _kernels()
-        of_it = self.weight, self.bias, *self._geometry, self._n_groups
-        return alone(features, *of_it) if added is None else with_added(features, added, *of_it)
+        return _kernel()(features, added, self.weight, self.bias, *self._geometry, self._n_groups)
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -94,15 +92,16 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 
 @functools.cache
-def _kernels() -> tuple[_Kernel, _Kernel]:
-    """oneDNN's, as scripts: a trace does not take their lists of scalars."""
+def _kernel() -> _Kernel:
+    """`_convolved` as a script: a trace does not take oneDNN's lists of scalars."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is deprecated", FutureWarning)
-        return torch.jit.script(_convolved), torch.jit.script(_convolved_and_added)
+        return torch.jit.script(_convolved)
 
 
 def _convolved(
     features: torch.Tensor,
+    added: torch.Tensor | None,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     padding: list[int],
@@ -111,24 +110,12 @@ def _convolved(
     groups: int,
 ) -> torch.Tensor:
     scalars: list[int | float | complex | None] = []
-    result: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
-        features, weight, bias, padding, stride, dilation, groups, "relu", scalars, ""
-    )
-    return result
-
-
-def _convolved_and_added(
-    features: torch.Tensor,
-    added: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    padding: list[int],
-    stride: list[int],
-    dilation: list[int],
-    groups: int,
-) -> torch.Tensor:
-    scalars: list[int | float | complex | None] = []
-    result: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
-        features, added, weight, bias, padding, stride, dilation, groups, "add", 1.0, "relu", scalars, None
-    )
+    if added is None:
+        result: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
+            features, weight, bias, padding, stride, dilation, groups, "relu", scalars, ""
+        )
+    else:
+        result = torch.ops.mkldnn._convolution_pointwise(
+            features, added, weight, bias, padding, stride, dilation, groups, "add", 1.0, "relu", scalars, None
+        )
     return result

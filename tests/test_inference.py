@@ -8,7 +8,7 @@ import torch
 
 from geobacter_core.encoder.device import images_a_pass
 from geobacter_core.encoder.fused import MaxPool, folded, fuse_for_cpu
-from geobacter_core.encoder.inference import Inference
+from geobacter_core.encoder.inference import Inference, _covered, _merged
 from geobacter_core.encoder.network import NetworkSpec, embed, random_network
 
 CPU = torch.device("cpu")
@@ -71,20 +71,34 @@ def test_a_window_has_the_same_bits_alone_and_in_any_company(prepared, device):
         np.testing.assert_array_equal(fresh(windows[index : index + 1])[0], together[index])
 
 
-def test_a_single_plane_that_varies_has_the_same_bits_in_any_company():
-    """Of a single sum of so many numbers, torch's threads each take a part."""
-    side, n_before = 192, torch.get_num_threads()
-    network = random_network(NetworkSpec("small", 3, 1, 33, shares=True), 3).eval()
-    windows = torch.zeros((12, 3, side, side), dtype=torch.uint8)
-    windows[:, 1] = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (12, side, side), dtype=np.uint8))
-    inference = Inference(network, side, CPU)
+@pytest.mark.parametrize("side", [32, 96, 512])
+def test_what_planes_cover_is_exact_whatever_their_company(side):
+    """To all digits that float32 has: of masks and of noise, and where values and their squares add up to the most."""
+    rng = np.random.default_rng(0)
+    planes = rng.integers(0, 256, (9, side, side), dtype=np.uint8)
+    planes[1] = rng.integers(0, 2, (side, side)) * 255
+    planes[2], planes[3] = 255, 7
+    planes[2, 0, 0] = 254
+    planes[3, side // 2, side // 2] = 8
+    quarter = side // 4
+    whole, middle = planes.reshape(9, -1), planes[:, quarter:-quarter, quarter:-quarter].reshape(9, -1)
+    expected = np.stack([figure(part, axis=1) for part in (whole, middle) for figure in (np.mean, np.std)], axis=1)
+    found = _covered(torch.from_numpy(planes)).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-7, atol=0)
+    assert found[2, 3] == 0  # its middle is of one value
+    n_before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        together = inference(windows)
-        for index in range(12):
-            np.testing.assert_array_equal(inference(windows[index : index + 1])[0], together[index])
+        for index in range(9):
+            np.testing.assert_array_equal(_covered(torch.from_numpy(planes[index : index + 1]))[0], found[index])
     finally:
         torch.set_num_threads(n_before)
+
+
+@pytest.mark.parametrize("n_channels", [1, 2, 3, 4, 6, 7, 12, 18])
+def test_planes_become_pixels(n_channels):
+    planes = np.random.default_rng(0).integers(0, 256, (n_channels, 5, 9), dtype=np.uint8)
+    np.testing.assert_array_equal(_merged(planes).reshape(5, 9, n_channels), np.moveaxis(planes, 0, -1))
 
 
 def test_threads_at_once_get_what_one_gets(prepared, device):
@@ -106,21 +120,21 @@ def counted(monkeypatch):
     monkeypatch.setattr(
         Inference,
         "_passed",
-        lambda self, images, rows, is_learnt: passes.append(rows) or original(self, images, rows, is_learnt),
+        lambda self, images, rows: passes.append(rows) or original(self, images, rows),
     )
     return inference, passes
 
 
 def test_images_of_one_colour_are_looked_at_once(counted):
-    """Two colours, of which the second is seen later, at three scales each: 3 images are new each time."""
+    """Two colours, of which the second is seen later, at the two scales learnt from: 2 images are new each time."""
     inference, passes = counted
     windows = torch.zeros((90, 15, SIDE, SIDE), dtype=torch.uint8)
     inference(windows)
-    assert sorted(row % 3 for rows in passes for row in rows) == [0, 1, 2]
+    assert sorted(row % 2 for rows in passes for row in rows) == [0, 1]
     passes.clear()
     windows[40:] = 255
     inference(windows)
-    assert sum(map(len, passes)) == 3
+    assert sum(map(len, passes)) == 2
     passes.clear()
     inference(windows)
     assert passes == []
@@ -131,7 +145,7 @@ def test_one_other_pixel_makes_another_image(counted):
     windows = torch.full((2, 15, SIDE, SIDE), 7, dtype=torch.uint8)
     windows[1, 4, 3, 5] = 8  # in the last channel of the window itself
     first, second = inference(windows)
-    assert sum(map(len, passes)) == 4
+    assert sum(map(len, passes)) == 3
     assert np.abs(first - second).max() > 0
 
 
@@ -139,7 +153,7 @@ def test_passes_are_full_but_for_the_last_of_a_kind(counted):
     inference, passes = counted
     size = images_a_pass(CPU)
     inference(torch.randint(0, 256, (50, 15, SIDE, SIDE), dtype=torch.uint8))
-    assert [len(rows) for rows in passes] == [size, size, size, 100 - 3 * size, size, 50 - size]
+    assert [len(rows) for rows in passes] == [size, size, size, 100 - 3 * size]
 
 
 def test_a_pass_is_filled_up_to_the_next_size_only(monkeypatch):
@@ -189,12 +203,13 @@ def test_a_fused_backbone_computes_what_it_did(architecture):
             torch.nn.init.uniform_(module.running_var, 0.5, 2)
     images = torch.from_numpy(np.random.default_rng(0).normal(size=(9, 3, SIDE, SIDE)).astype(np.float32))
     backbone = folded(network.backbone)
-    fuse_for_cpu(backbone, torch.float32)
+    fuse_for_cpu(backbone, images[:4])
     with torch.inference_mode():
         expected, found = network.backbone(images), backbone(images)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
     if torch.backends.mkldnn.is_available():
-        left = [module for module in backbone.modules() if isinstance(module, torch.nn.ReLU | torch.nn.BatchNorm2d)]
+        apart = torch.nn.Conv2d | torch.nn.ReLU | torch.nn.BatchNorm2d
+        left = [module for module in backbone.modules() if isinstance(module, apart)]
         assert left == []
 
 

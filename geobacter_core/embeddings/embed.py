@@ -42,7 +42,7 @@ from geobacter_core.tiles.mosaic import ChunkMemory
 from geobacter_core.tiles.source import Pixels
 from geobacter_core.tiles.window import WindowReader
 
-VERSION = "7"
+VERSION = "8"
 """Raise when the same tiles and encoder would give another table."""
 
 _WINDOWS_AT_ONCE = 256

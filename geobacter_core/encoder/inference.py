@@ -2,13 +2,13 @@
 
 What each scale of a window adds to the embedding follows from its own pixels. So a pass takes single images, of any
 scale and of any window; and an image of one colour, as most of a forest or a lake are, is encoded once and remembered.
-Coverage is told of each plane by itself, likewise.
+What each plane covers is told of it alone, too, and exactly, on the CPU.
 Passes are traced graphs, which run without Python's lock: other threads cut windows or answer requests meanwhile.
 """
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -19,14 +19,7 @@ from torch.nn import functional
 
 from geobacter_core.encoder.device import autocast, fast_type, images_a_pass
 from geobacter_core.encoder.fused import folded, fuse_for_cpu
-from geobacter_core.encoder.network import (
-    Embeddings,
-    EncoderNetwork,
-    Windows,
-    mean_and_deviation,
-    middle_of,
-    normalised,
-)
+from geobacter_core.encoder.network import Embeddings, EncoderNetwork, Windows, normalised
 
 _Pass = Callable[..., torch.Tensor]
 _REMEMBERED = 10_000
@@ -34,10 +27,8 @@ _ALIGNED = 4
 """Where a row does not begin at a multiple of 4 numbers, a GPU adds it up in another order, and rounds otherwise."""
 _SIZE_STEP = 8
 """Between the sizes of passes; each has kernels of its own."""
-_PLANES_ON_CPU, _PLANES_ON_GPU = 128, 2048
-"""That coverage is told of at once: as floats they just fit a CPU's cache."""
-_LEAST_PLANES = 8
-"""Of one plane alone threads share the sum, and round otherwise than of several."""
+_LOOKED_AT = 16
+"""Windows that are looked at together before the network sees them."""
 _WARM_UP = 3
 """Passes after which a traced graph is as fast as it gets."""
 
@@ -53,18 +44,15 @@ class Inference:
         self._size = images_a_pass(device)
         spec = network.spec
         self._width = -(-max(spec.part_dims) // _ALIGNED) * _ALIGNED
-        self._n_added = self._width + (4 * spec.n_channels if spec.shares else 0)
         own = copy.deepcopy(network.eval())
         own.backbone = folded(own.backbone)
-        if device.type == "cpu":
-            fuse_for_cpu(own.backbone, fast_type(device))
         shape = self._size, size_px, size_px, spec.n_channels
         pixels = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8).to(device)
+        if device.type == "cpu":
+            fuse_for_cpu(own.backbone, pixels.permute(0, 3, 1, 2).to(fast_type(device)))
         scale = torch.arange(self._size, device=device) % spec.n_scales
         self._look = self._traced(_Look(own.to(device), device, self._width), pixels, scale)
         self._sizes = self._sizes_alike(pixels, scale)
-        self._n_planes = _PLANES_ON_CPU if device.type == "cpu" else _PLANES_ON_GPU
-        self._cover = self._traced(_Cover(), pixels.new_zeros((self._n_planes, size_px, size_px)))
         self._of_one_colour: dict[bytes, NDArray[np.float32]] = {}
 
     def _sizes_alike(self, pixels: torch.Tensor, scale: torch.Tensor) -> list[int]:
@@ -85,89 +73,81 @@ class Inference:
 
     def __call__(self, windows: Windows) -> Embeddings:
         """Embed windows, uint8 `[S·C, size_px, size_px]` each, as float32 `[N, D]`, each row of length 1."""
-        spec, n_scales = self._network.spec, self._network.spec.n_scales_shown
-        shape = n_scales, spec.n_channels, self._size_px, self._size_px
+        spec = self._network.spec
+        shape = spec.n_scales_shown, spec.n_channels, self._size_px, self._size_px
         with torch.inference_mode():
             scales = [torch.as_tensor(window).contiguous().view(shape) for window in windows]
-            added = torch.from_numpy(self._added(scales)).view(-1, n_scales, self._n_added)
-            parts = [added[:, number, :dim] for number, dim in enumerate(spec.part_dims)]
-            covered = None
-            if spec.shares:
-                figures = added[:, :, self._width :].reshape(-1, n_scales, 4, spec.n_channels)
-                whole, middle = figures[:, :, :2], figures[:, : spec.n_scales, 2:]
-                covered = torch.cat([each.transpose(1, 2).flatten(1) for each in (whole, middle)], dim=1)
-            return self._network.assembled(parts, covered).numpy()
+            figures, colours = self._seen(scales)
+            learnt = torch.from_numpy(self._learnt(scales, colours))
+            parts = [learnt[:, number, :dim] for number, dim in enumerate(spec.part_dims)]
+            if not spec.shares:
+                return self._network.assembled(parts, None).numpy()
+            whole, middle = figures[:, :, :2], figures[:, : spec.n_scales, 2:]
+            covered = np.hstack([each.swapaxes(1, 2).reshape(len(windows), -1) for each in (whole, middle)])
+            return self._network.assembled(parts, torch.from_numpy(covered)).numpy()
 
-    def _added(self, windows: Sequence[torch.Tensor]) -> NDArray[np.float32]:
-        """What each image of windows, uint8 `[S, C, H, W]` each, adds, learnt and coverage, `[N·S, A]`."""
-        spec, known = self._network.spec, self._of_one_colour
-        images = [image for window in windows for image in window]
-        added = np.zeros((len(images), self._n_added), np.float32)
-        colours = {
-            spec.n_scales_shown * number + scale: bytes([scale]) + colour
-            for number, window in enumerate(windows)
-            for scale, colour in _of_one_colour(window.numpy())
-        }
-        new = {colour: index for index, colour in colours.items() if colour not in known}
-        asked = [index for index in range(len(images)) if index not in colours or new.get(colours[index]) == index]
-        for is_learnt in (True, False):
-            rows = [index for index in asked if (index % spec.n_scales_shown < spec.n_scales) == is_learnt]
-            if is_learnt or spec.shares:
-                for begin in range(0, len(rows), self._size):
-                    some = rows[begin : begin + self._size]
-                    added[some] = self._passed(images, some, is_learnt)
-        for index, colour in colours.items():
-            added[index] = added[new[colour]] if colour in new else known[colour]
-        if len(known) < _REMEMBERED:
-            known.update({colour: added[index].copy() for colour, index in new.items()})
-        return added
+    def _seen(self, windows: Sequence[torch.Tensor]) -> tuple[NDArray[np.float32], dict[tuple[int, int], bytes]]:
+        """What can be told of windows, uint8 `[S, C, H, W]` each, without the network.
 
-    def _passed(self, images: Sequence[torch.Tensor], rows: list[int], is_learnt: bool) -> NDArray[np.float32]:
-        """A pass over some rows, filled up with the first image to the next size of a pass."""
+        Returns:
+            How much each channel covers, `[N, S, 4, C]`, by `_covered`, 0 without shares; and the colour of each image
+            that has but one, by window and scale.
+        """
         spec = self._network.spec
-        n_filled = next(size for size in self._sizes if size >= len(rows)) if is_learnt else len(rows)
+        figures = np.zeros((len(windows), spec.n_scales_shown, spec.n_channels, 4), np.float32)
+        colours = {}
+        for begin in range(0, len(windows), _LOOKED_AT):
+            images = torch.stack([*windows[begin : begin + _LOOKED_AT]])
+            flat = images.flatten(3)
+            # Most planes of a style of masks show nothing, or one thing everywhere: to see that takes little time.
+            least, most = flat.amin(dim=3).numpy(), flat.amax(dim=3).numpy()
+            varies = least != most
+            for number, scale in np.argwhere(~varies.any(axis=2)).tolist():
+                colours[begin + number, scale] = least[number, scale].tobytes()
+            if spec.shares:
+                own = figures[begin : begin + _LOOKED_AT]
+                own[..., 0] = own[..., 2] = least
+                own[varies] = _covered(images[torch.from_numpy(varies)]).numpy()
+        return figures.swapaxes(2, 3), colours
+
+    def _learnt(self, windows: Sequence[torch.Tensor], colours: Mapping[tuple[int, int], bytes]) -> NDArray[np.float32]:
+        """What is learnt of windows, uint8 `[S, C, H, W]` each, at each scale that is learnt from: `[N, S, L]`."""
+        n_scales, known = self._network.spec.n_scales, self._of_one_colour
+        images = [image for window in windows for image in window[:n_scales]]
+        learnt = np.zeros((len(images), self._width), np.float32)
+        plain = {
+            n_scales * number + scale: bytes([scale]) + colour
+            for (number, scale), colour in colours.items()
+            if scale < n_scales
+        }
+        new = {colour: index for index, colour in plain.items() if colour not in known}
+        asked = [index for index in range(len(images)) if index not in plain or new.get(plain[index]) == index]
+        for begin in range(0, len(asked), self._size):
+            rows = asked[begin : begin + self._size]
+            learnt[rows] = self._passed(images, rows)
+        for index, colour in plain.items():
+            learnt[index] = learnt[new[colour]] if colour in new else known[colour]
+        if len(known) < _REMEMBERED:
+            known.update({colour: learnt[index].copy() for colour, index in new.items()})
+        return learnt.reshape(len(windows), n_scales, self._width)
+
+    def _passed(self, images: Sequence[torch.Tensor], rows: list[int]) -> NDArray[np.float32]:
+        """A pass over some rows, filled up with the first image to the next size of a pass."""
+        n_filled = next(size for size in self._sizes if size >= len(rows))
         wanted = rows + [0] * (n_filled - len(rows))
+        scale = (torch.tensor(wanted) % self._network.spec.n_scales).to(self._device)
         planes = torch.stack([images[row] for row in wanted], dim=1)  # by channels: OpenCV merges them
-        added = np.zeros((len(rows), self._n_added), np.float32)
-        if is_learnt:
-            scale = (torch.tensor(wanted) % spec.n_scales_shown).to(self._device)
-            added[:, : self._width] = self._look(self._by_pixels(planes), scale).cpu().numpy()[: len(rows)]
-        if spec.shares:
-            added[:, self._width :] = self._covered(planes[:, : len(rows)])
-        return added
+        learnt: NDArray[np.float32] = self._look(self._by_pixels(planes), scale).cpu().numpy()
+        return learnt[: len(rows)]
 
     def _by_pixels(self, planes: torch.Tensor) -> torch.Tensor:
         """Images by channels, uint8 `[C, M, H, W]`, as `[M, H, W, C]` on the device."""
         if self._device.type != "cpu":
             return planes.to(self._device).permute(1, 2, 3, 0).contiguous()
         n_channels, n, height, width = planes.shape
-        pixels = np.empty((n * height, width, n_channels), np.uint8)
-        # In a fourth of the time that torch takes; all images at once, as each call waits for Python's lock.
-        cv2.merge([*planes.numpy().reshape(n_channels, n * height, width)], pixels)
+        # All images at once, as each call waits for Python's lock.
+        pixels = _merged(planes.numpy().reshape(n_channels, n * height, width))
         return torch.from_numpy(pixels).view(n, height, width, n_channels)
-
-    def _covered(self, planes: torch.Tensor) -> NDArray[np.float32]:
-        """How much each channel of images covers, uint8 `[C, M, H, W]`: `[M, 4·C]`, in the order of `_Cover`.
-
-        Most planes of a style of masks show nothing, or one thing everywhere: to see that takes little time.
-        """
-        n_channels, n = planes.shape[:2]
-        flat = planes.flatten(2)
-        least = flat.amin(dim=2)
-        figures = np.zeros((4, n_channels, n), np.float32)
-        figures[0] = figures[2] = least.numpy()
-        varies = flat.amax(dim=2) != least
-        moving = planes.numpy()[varies.numpy()]
-        found = []
-        for begin in range(0, len(moving), self._n_planes):
-            some = torch.from_numpy(moving[begin : begin + self._n_planes])
-            n_some = len(some)
-            n_filled = max(n_some, _LEAST_PLANES) if self._device.type == "cpu" else self._n_planes
-            filled = functional.pad(some, (0, 0, 0, 0, 0, n_filled - n_some)).to(self._device)
-            found.append(self._cover(filled).cpu().numpy()[:, :n_some])
-        if found:
-            figures[:, varies.numpy()] = np.concatenate(found, axis=1)
-        return figures.transpose(2, 0, 1).reshape(n, -1)
 
     def _traced(self, module: nn.Module, *inputs: torch.Tensor) -> _Pass:
         if self._device.type not in ("cpu", "cuda"):
@@ -212,25 +192,43 @@ class _Look(nn.Module):
         return functional.normalize(every[scale, torch.arange(pixels.shape[0], device=pixels.device)], dim=1)
 
 
-class _Cover(nn.Module):
-    """Planes of any channel and scale to how much of each is covered."""
-
-    def forward(self, planes: torch.Tensor) -> torch.Tensor:
-        """Mean and deviation, and these of the middle, of planes, uint8 `[K, H, W]`: float32 `[4, K]`."""
-        both = [mean_and_deviation(part[None]) for part in (planes, middle_of(planes))]
-        return torch.cat(both).view(4, -1)
-
-
-def _of_one_colour(window: NDArray[np.uint8]) -> list[tuple[int, bytes]]:
-    """Which scales of a window `[S, C, H, W]` have but one value in every channel, and these values."""
-    first, last, middle = (
-        window[:, :, 0, 0],
-        window[:, :, -1, -1],
-        window[:, :, window.shape[2] // 2, window.shape[3] // 2],
-    )
-    is_likely = ((last == first) & (middle == first)).all(axis=1)
-    return [
-        (scale, first[scale].tobytes())
-        for scale in (np.flatnonzero(is_likely).tolist() if is_likely.any() else ())
-        if (window[scale] == first[scale, :, None, None]).all()
+def _merged(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Planes `[C, H, W]` as pixels, `[H, W, C]`: in a fourth of the time that torch takes, or less."""
+    n_channels = len(planes)
+    n_together = next(n for n in (4, 2, 1) if n_channels % n == 0)
+    if n_together in (1, n_channels):
+        return np.asarray(cv2.merge([*planes]), np.uint8)
+    # First those that are one number together, which OpenCV does much faster than more; and then these numbers.
+    kind = {4: np.int32, 2: np.uint16}[n_together]
+    together = [
+        np.asarray(cv2.merge([*planes[first : first + n_together]])).view(kind)[..., 0]
+        for first in range(0, n_channels, n_together)
     ]
+    return np.asarray(cv2.merge(together)).view(np.uint8)
+
+
+def _covered(planes: torch.Tensor) -> torch.Tensor:
+    """How much of each plane is covered: mean and deviation, and these of its middle.
+
+    They are the same in any company and on any machine, as all sums are of whole numbers, and exact: of values and
+    their squares, float32 has those of a column of a quarter of the lines, float64 those of all columns.
+
+    Args:
+        planes: uint8 `[K, side, side]`, the side a multiple of 4, up to 1,024.
+
+    Returns:
+        float32 `[K, 4]`, 0 to 255.
+    """
+    side = planes.shape[-1]
+    quarter = side // 4
+    values = planes.float()
+
+    def added_up() -> torch.Tensor:
+        columns = values.view(-1, 4, quarter, side).sum(dim=2).double()
+        return torch.stack([part.sum(dim=(1, 2)) for part in (columns, columns[:, 1:3, quarter:-quarter])], dim=1)
+
+    n = torch.tensor([side**2, side**2 // 4], dtype=torch.float64)
+    sums = added_up()
+    values.square_()
+    deviations = (n * added_up() - sums.square()).sqrt() / n
+    return torch.stack([sums / n, deviations], dim=2).flatten(1).float()

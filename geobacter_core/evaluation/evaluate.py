@@ -20,7 +20,7 @@ from geobacter_core.evaluation.results import Result
 from geobacter_core.evaluation.ridge import Matrix
 from geobacter_core.evaluation.settings import EvaluationSettings
 
-VERSION = "6"
+VERSION = "7"
 """Raise when the same encoder and region would get other figures."""
 
 _BUFFER_SHARE = 1 / 20

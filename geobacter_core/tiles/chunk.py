@@ -282,7 +282,7 @@ def _read_strip(path: Path, chunk: Tile, row: int, metadata: pq.FileMetaData) ->
     """A row of tiles as uint8 `[16, bytes]`, and the digests that the file says they have."""
     with _troubles(path):
         with pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True) as file:
-            table = file.read_row_group(row)
+            table = file.read_row_group(row, use_threads=False)
         first = (table["x"][0].as_py(), table["y"][0].as_py())
         pixels = table["pixels"].chunk(0) if table["pixels"].num_chunks == 1 else table["pixels"].combine_chunks()
         width = pixels.type.byte_width

@@ -13,7 +13,7 @@ from geobacter_pipeline.partitions import region_partitions
 from geobacter_pipeline.report_back import Progress, columns, core_errors, picture
 from geobacter_pipeline.resources import Geobacter
 
-TABLE_VERSION = "7"
+TABLE_VERSION = "8"
 """That of `geobacter_core.embeddings.embed`, not imported here because torch takes seconds; a test holds it."""
 
 

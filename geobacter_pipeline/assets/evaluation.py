@@ -11,7 +11,7 @@ from geobacter_pipeline.partitions import region_partitions
 from geobacter_pipeline.report_back import columns, core_errors, picture
 from geobacter_pipeline.resources import Geobacter
 
-CODE_VERSION = "6"
+CODE_VERSION = "7"
 """That of `geobacter_core.evaluation.evaluate`, not imported here because torch takes seconds; a test holds it."""
 
 

@@ -86,7 +86,7 @@ class Inference:
             covered = np.hstack([each.swapaxes(1, 2).reshape(len(windows), -1) for each in (whole, middle)])
             return self._network.assembled(parts, torch.from_numpy(covered)).numpy()
 
-    def _seen(self, windows: Sequence[torch.Tensor]) -> tuple[NDArray[np.float32], dict[tuple[int, int], bytes]]:
+    def _seen(self, windows: list[torch.Tensor]) -> tuple[NDArray[np.float32], dict[tuple[int, int], bytes]]:
         """What can be told of windows, uint8 `[S, C, H, W]` each, without the network.
 
         Returns:
@@ -97,7 +97,7 @@ class Inference:
         figures = np.zeros((len(windows), spec.n_scales_shown, spec.n_channels, 4), np.float32)
         colours = {}
         for begin in range(0, len(windows), _LOOKED_AT):
-            images = torch.stack([*windows[begin : begin + _LOOKED_AT]])
+            images = torch.stack(windows[begin : begin + _LOOKED_AT])
             flat = images.flatten(3)
             # Most planes of a style of masks show nothing, or one thing everywhere: to see that takes little time.
             least, most = flat.amin(dim=3).numpy(), flat.amax(dim=3).numpy()

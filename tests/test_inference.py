@@ -18,6 +18,7 @@ SPECS = {
     "one channel": NetworkSpec("small", 1, 1, 8),
     "context": NetworkSpec("small", 3, 2, 47, shares=True),
     "surroundings": NetworkSpec("small", 5, 2, 96, shares=True, surroundings=True),
+    "masks": NetworkSpec("small", 12, 2, 160, shares=True, surroundings=True),
     "resnet18": NetworkSpec("resnet18", 3, 2, 64, shares=True, surroundings=True),
 }
 
@@ -99,6 +100,15 @@ def test_what_planes_cover_is_exact_whatever_their_company(side):
 def test_planes_become_pixels(n_channels):
     planes = np.random.default_rng(0).integers(0, 256, (n_channels, 5, 9), dtype=np.uint8)
     np.testing.assert_array_equal(_merged(planes).reshape(5, 9, n_channels), np.moveaxis(planes, 0, -1))
+
+
+def test_windows_may_be_an_array_a_list_or_none_at_all(prepared):
+    network, inference = prepared
+    windows = windows_of(network.spec, 20)
+    expected = inference(windows)
+    np.testing.assert_array_equal(inference(windows.numpy()), expected)
+    np.testing.assert_array_equal(inference([*windows.numpy()]), expected)
+    assert inference(windows[:0]).shape == (0, network.spec.embedding_dim)
 
 
 def test_threads_at_once_get_what_one_gets(prepared, device):

@@ -10,7 +10,7 @@ import pytest
 from geobacter_core.errors import TileCacheError
 from geobacter_core.geo import CHUNK_PX, Place, Tile, Window, pixel_to_lonlat
 from geobacter_core.tiles.cache import TileCache, chunk_file
-from geobacter_core.tiles.mosaic import ChunkMemory, in_groups, mosaics, reduced
+from geobacter_core.tiles.mosaic import ChunkMemory, block_px, blocks_per_side, in_groups, mosaics, reduced
 from geobacter_core.tiles.window import Views, WindowReader
 
 SIZE_M = 200.0
@@ -419,10 +419,15 @@ def test_a_reader_keeps_no_more_chunks_than_its_budget(helsinki):
 
 
 def test_blocks_of_one_colour_take_up_no_room(helsinki):
-    summary = max(helsinki.cache.manifest.chunks, key=lambda chunk: chunk.n_blank)
+    """But for a chunk reduced by 4 or more, which is one block."""
+    by_blanks = sorted(helsinki.cache.manifest.chunks, key=lambda chunk: chunk.n_blank)
+    summary = next(chunk for chunk in reversed(by_blanks) if chunk.n_blank < 256)
     mosaic = ChunkMemory(1 << 30).mosaic(helsinki.cache, summary.tile, 1)
     assert mosaic.n_bytes == (256 - summary.n_blank) * 256 * 256 * 4
-    assert ChunkMemory(1 << 30).mosaic(helsinki.cache, summary.tile, 4).n_bytes < 256 * 64 * 64 * 4
+    assert 0 < mosaic.n_bytes < 256 * 256 * 256
+    assert ChunkMemory(1 << 30).mosaic(helsinki.cache, summary.tile, 4).n_bytes == 1024 * 1024 * 4
+    if by_blanks[-1].n_blank == 256:
+        assert ChunkMemory(1 << 30).mosaic(helsinki.cache, by_blanks[-1].tile, 4).n_bytes == 0
     rows = [np.concatenate([np.concatenate(block, axis=-1) for block in row], axis=1) for row in mosaic.blocks]
     image = np.concatenate(rows)
     np.testing.assert_array_equal(image[..., :3], reduced(helsinki.cache.strips(summary.tile), 1))
@@ -442,6 +447,19 @@ def test_groups_of_channels_of_one_colour_take_up_no_room():
     assert int(first.astype(int).sum()) == 10 * 100 + 10 * 100
     assert second.strides == (0, 0, 1)
     assert second[0, 0].tolist() == [0, 9, 0, 0]
+
+
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+def test_tiles_of_one_colour_each_make_a_block_that_windows_can_be_cut_from(reduction):
+    """As on a coast: sea in one tile, nothing in the next."""
+    strips = np.zeros((16, 16, 256, 256, 4), np.uint8)
+    strips[6, 6:8, ..., 1] = 255
+    mosaic = mosaics(in_groups(strip, [reduction]) for strip in strips)[reduction]
+    n, side = blocks_per_side(reduction), block_px(reduction)
+    (block,) = mosaic.blocks[6 * n // 16][6 * n // 16]
+    assert block.flags.c_contiguous
+    assert block.view(np.uint32).shape == (side, side, 1)
+    assert int((block[..., 1] == 255).sum()) == 2 * (256 // reduction) ** 2
 
 
 def test_a_tile_is_reduced_to_the_means_of_squares_of_its_pixels():

@@ -28,7 +28,8 @@ _ALIGNED = 4
 _SIZE_STEP = 8
 """Between the sizes of passes; each has kernels of its own."""
 _LOOKED_AT = 16
-"""Windows that are looked at together before the network sees them."""
+_LOOKED_AT_BYTES = 4 << 20
+"""Windows that are looked at together before the network sees them, and what they take up at most, if not one alone."""
 _WARM_UP = 3
 """Passes after which a traced graph is as fast as it gets."""
 
@@ -83,21 +84,22 @@ class Inference:
             if not spec.shares:
                 return self._network.assembled(parts, None).numpy()
             whole, middle = figures[:, :, :2], figures[:, : spec.n_scales, 2:]
-            covered = np.hstack([each.swapaxes(1, 2).reshape(len(windows), -1) for each in (whole, middle)])
-            return self._network.assembled(parts, torch.from_numpy(covered)).numpy()
+            covered = torch.cat([each.transpose(1, 2).flatten(1) for each in (whole, middle)], dim=1)
+            return self._network.assembled(parts, covered).numpy()
 
-    def _seen(self, windows: list[torch.Tensor]) -> tuple[NDArray[np.float32], dict[tuple[int, int], bytes]]:
+    def _seen(self, windows: list[torch.Tensor]) -> tuple[torch.Tensor, dict[tuple[int, int], bytes]]:
         """What can be told of windows, uint8 `[S, C, H, W]` each, without the network.
 
         Returns:
-            How much each channel covers, `[N, S, 4, C]`, by `_covered`, 0 without shares; and the colour of each image
-            that has but one, by window and scale.
+            How much each channel covers, float32 `[N, S, 4, C]`, by `_covered`, 0 without shares; and the colour of
+            each image that has but one, by window and scale.
         """
         spec = self._network.spec
         figures = np.zeros((len(windows), spec.n_scales_shown, spec.n_channels, 4), np.float32)
         colours = {}
-        for begin in range(0, len(windows), _LOOKED_AT):
-            images = torch.stack(windows[begin : begin + _LOOKED_AT])
+        step = min(max(_LOOKED_AT_BYTES // (spec.n_planes * self._size_px**2), 1), _LOOKED_AT)
+        for begin in range(0, len(windows), step):
+            images = torch.stack(windows[begin : begin + step])
             flat = images.flatten(3)
             # Most planes of a style of masks show nothing, or one thing everywhere: to see that takes little time.
             least, most = flat.amin(dim=3).numpy(), flat.amax(dim=3).numpy()
@@ -105,10 +107,10 @@ class Inference:
             for number, scale in np.argwhere(~varies.any(axis=2)).tolist():
                 colours[begin + number, scale] = least[number, scale].tobytes()
             if spec.shares:
-                own = figures[begin : begin + _LOOKED_AT]
+                own = figures[begin : begin + step]
                 own[..., 0] = own[..., 2] = least
                 own[varies] = _covered(images[torch.from_numpy(varies)]).numpy()
-        return figures.swapaxes(2, 3), colours
+        return torch.from_numpy(figures).transpose(2, 3), colours
 
     def _learnt(self, windows: Sequence[torch.Tensor], colours: Mapping[tuple[int, int], bytes]) -> NDArray[np.float32]:
         """What is learnt of windows, uint8 `[S, C, H, W]` each, at each scale that is learnt from: `[N, S, L]`."""
@@ -214,7 +216,7 @@ def _covered(planes: torch.Tensor) -> torch.Tensor:
     their squares, float32 has those of a column of a quarter of the lines, float64 those of all columns.
 
     Args:
-        planes: uint8 `[K, side, side]`, the side a multiple of 4, up to 1,024.
+        planes: uint8 `[K, side, side]`, the side a multiple of 4, up to 512.
 
     Returns:
         float32 `[K, 4]`, 0 to 255.

@@ -21,7 +21,7 @@ Block = Sequence[Pixels | None]
 """A square of ground in groups of four channels, uint8 `[side, side, 4]` each; the last has some of 0.
 
 A group of one colour takes up a pixel, and is None where that is 0: most ground at a region's edge, and most channels
-of a style of masks, are such.
+of a style of masks, are such, where blocks are no larger than a tile.
 """
 _OF_THREE = np.array([255, 255, 255, 0], np.uint8)
 """Bits of a pixel of three channels in a group of four."""
@@ -156,7 +156,8 @@ def _joined(parts: Sequence[Pixels]) -> Pixels | None:
     colour = parts[0][0, 0]
     if all(part.strides[0] == 0 and np.array_equal(part[0, 0], colour) for part in parts):
         return np.broadcast_to(colour, (n * len(parts[0]), n * len(parts[0]), GROUP)) if colour.any() else None
-    return np.concatenate([np.concatenate(parts[first : first + n], axis=1) for first in range(0, len(parts), n)])
+    lines = [np.concatenate(parts[first : first + n], axis=1) for first in range(0, len(parts), n)]
+    return np.ascontiguousarray(np.concatenate(lines))  # of views of one pixel NumPy makes it in another order
 
 
 def reduced(strips: Iterable[Pixels], reduction: int) -> Pixels:

@@ -280,7 +280,7 @@ def _clean(folder: Path, keep: Path) -> None:
 
 def windows_at_once(version: EncoderVersion) -> int:
     """Windows that are cut, and that are encoded, by a thread at a time: full passes, if there is room."""
-    n = min(_WINDOWS_AT_ONCE, max(_BYTES_AT_ONCE // (version.spec.n_planes * version.size_px**2), 1))
+    n = min(_WINDOWS_AT_ONCE, version.spec.n_windows(_BYTES_AT_ONCE, version.size_px))
     return n - n % min(images_a_pass(best_device()), n)
 
 

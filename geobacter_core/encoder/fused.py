@@ -30,8 +30,8 @@ def fuse_for_cpu(backbone: fx.GraphModule, images: torch.Tensor) -> None:
     backbone.to(images.dtype)
     modules = dict(backbone.named_modules())
 
-    def is_a(node: fx.Node | None, kind: type[nn.Module]) -> bool:
-        return node is not None and node.op == "call_module" and isinstance(modules.get(str(node.target)), kind)
+    def is_a(node: fx.Node, kind: type[nn.Module]) -> bool:
+        return node.op == "call_module" and isinstance(modules.get(str(node.target)), kind)
 
     for name, module in modules.items():
         if isinstance(module, nn.MaxPool2d) and (module.kernel_size, module.stride, module.padding) == (3, 2, 1):

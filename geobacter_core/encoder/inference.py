@@ -83,51 +83,46 @@ class Inference:
             parts = [learnt[:, number, :dim] for number, dim in enumerate(spec.part_dims)]
             if not spec.shares:
                 return self._network.assembled(parts, None).numpy()
-            whole, middle = figures[:, :, :2], figures[:, : spec.n_scales, 2:]
-            covered = torch.cat([each.transpose(1, 2).flatten(1) for each in (whole, middle)], dim=1)
+            whole, middle = figures[..., :2], figures[:, : spec.n_scales, :, 2:]
+            covered = torch.cat([each.permute(0, 3, 1, 2).flatten(1) for each in (whole, middle)], dim=1)
             return self._network.assembled(parts, covered).numpy()
 
-    def _seen(self, windows: list[torch.Tensor]) -> tuple[torch.Tensor, dict[tuple[int, int], bytes]]:
+    def _seen(self, windows: list[torch.Tensor]) -> tuple[torch.Tensor, dict[int, bytes]]:
         """What can be told of windows, uint8 `[S, C, H, W]` each, without the network.
 
         Returns:
-            How much each channel covers, float32 `[N, S, 4, C]`, by `_covered`, 0 without shares; and the colour of
-            each image that has but one, by window and scale.
+            How much each channel covers, float32 `[N, S, C, 4]`, by `_covered`, 0 without shares; and scale and colour
+            of each image that has but one, by its number among those that are learnt from.
         """
         spec = self._network.spec
         figures = np.zeros((len(windows), spec.n_scales_shown, spec.n_channels, 4), np.float32)
         colours = {}
-        step = min(max(_LOOKED_AT_BYTES // (spec.n_planes * self._size_px**2), 1), _LOOKED_AT)
+        step = min(spec.n_windows(_LOOKED_AT_BYTES, self._size_px), _LOOKED_AT)
         for begin in range(0, len(windows), step):
             images = torch.stack(windows[begin : begin + step])
             flat = images.flatten(3)
             # Most planes of a style of masks show nothing, or one thing everywhere: to see that takes little time.
             least, most = flat.amin(dim=3).numpy(), flat.amax(dim=3).numpy()
             varies = least != most
-            for number, scale in np.argwhere(~varies.any(axis=2)).tolist():
-                colours[begin + number, scale] = least[number, scale].tobytes()
+            for number, scale in np.argwhere(~varies[:, : spec.n_scales].any(axis=2)).tolist():
+                colours[(begin + number) * spec.n_scales + scale] = bytes([scale]) + least[number, scale].tobytes()
             if spec.shares:
                 own = figures[begin : begin + step]
                 own[..., 0] = own[..., 2] = least
                 own[varies] = _covered(images[torch.from_numpy(varies)]).numpy()
-        return torch.from_numpy(figures).transpose(2, 3), colours
+        return torch.from_numpy(figures), colours
 
-    def _learnt(self, windows: Sequence[torch.Tensor], colours: Mapping[tuple[int, int], bytes]) -> NDArray[np.float32]:
+    def _learnt(self, windows: Sequence[torch.Tensor], colours: Mapping[int, bytes]) -> NDArray[np.float32]:
         """What is learnt of windows, uint8 `[S, C, H, W]` each, at each scale that is learnt from: `[N, S, L]`."""
         n_scales, known = self._network.spec.n_scales, self._of_one_colour
         images = [image for window in windows for image in window[:n_scales]]
         learnt = np.zeros((len(images), self._width), np.float32)
-        plain = {
-            n_scales * number + scale: bytes([scale]) + colour
-            for (number, scale), colour in colours.items()
-            if scale < n_scales
-        }
-        new = {colour: index for index, colour in plain.items() if colour not in known}
-        asked = [index for index in range(len(images)) if index not in plain or new.get(plain[index]) == index]
+        new = {colour: index for index, colour in colours.items() if colour not in known}
+        asked = [index for index in range(len(images)) if index not in colours or new.get(colours[index]) == index]
         for begin in range(0, len(asked), self._size):
             rows = asked[begin : begin + self._size]
             learnt[rows] = self._passed(images, rows)
-        for index, colour in plain.items():
+        for index, colour in colours.items():
             learnt[index] = learnt[new[colour]] if colour in new else known[colour]
         if len(known) < _REMEMBERED:
             known.update({colour: learnt[index].copy() for colour, index in new.items()})

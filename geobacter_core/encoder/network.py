@@ -84,6 +84,10 @@ class NetworkSpec:
         """The first of them, that it learns from."""
         return self.n_channels * self.n_scales
 
+    def n_windows(self, n_bytes: int, size_px: int) -> int:
+        """How many windows take up no more than so many bytes; one at least."""
+        return max(n_bytes // (self.n_planes * size_px**2), 1)
+
 
 class EncoderNetwork(nn.Module):
     """Window to embedding: what a convolutional backbone has learnt, and how much each channel covers.

@@ -23,7 +23,7 @@ Block = Sequence[Pixels | None]
 A group of one colour takes up a pixel, and is None where that is 0: most ground at a region's edge, and most channels
 of a style of masks, are such, where blocks are no larger than a tile.
 """
-_OF_THREE = np.array([255, 255, 255, 0], np.uint8)
+_OF_THREE = np.array([255, 255, 255, 0], np.uint8).view(np.int32)
 """Bits of a pixel of three channels in a group of four."""
 _BY_HALVING = (4, 8, 16)
 """Reductions that OpenCV's mean of 2 × 2 pixels, again and again, comes to in a third of the time."""
@@ -91,7 +91,7 @@ def _numbers(tile: Pixels, first: int) -> NDArray[np.int32]:
         return np.ndarray(tile.shape[:2], np.int32, tile, first * tile.strides[2], tile.strides[:2])
     if n_channels == 3:  # in a fourth of the time
         numbers = cv2.cvtColor(tile, cv2.COLOR_BGR2BGRA).view(np.int32)[..., 0]
-        numbers &= _OF_THREE.view(np.int32)
+        numbers &= _OF_THREE
         return numbers
     group = np.zeros((*tile.shape[:2], GROUP), np.uint8)
     n_own = n_channels - first
